@@ -1,0 +1,31 @@
+"""Client channels with the keepalive and limits that every service uses."""
+
+import grpc
+
+MAX_MESSAGE_BYTES = 64 * 2**20
+
+KEEPALIVE_TIME_S = 10
+KEEPALIVE_TIMEOUT_S = 5
+
+_OPTIONS = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", KEEPALIVE_TIME_S * 1000),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    # Without this, channels of one process to one address share a connection and its flow control.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+
+
+def open_channel(address: str) -> grpc.aio.Channel:
+    """Open a channel to `host:port` or `unix:/path`; it connects when first used and reconnects by itself."""
+    options: list[tuple[str, str | int]] = list(_OPTIONS)
+    if address.startswith("unix:"):
+        # The default authority of a Unix socket is the escaped path, which some servers refuse.
+        options.append(("grpc.default_authority", "localhost"))
+    return grpc.aio.insecure_channel(address, options=options)
