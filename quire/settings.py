@@ -1,0 +1,112 @@
+"""Settings: flags over `QUIRE_*` variables over a TOML file over defaults; all checked, none ignored."""
+
+import argparse
+import os
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from quire.logging import LogFormat, LogLevel
+
+ENV_PREFIX = "QUIRE_"
+
+# Read by the launcher or by Python code before settings exist; any service may find them in its environment.
+_FOREIGN_ENV = frozenset({"QUIRE_CONFIG", "QUIRE_HOME"})
+
+
+class SettingsError(Exception):
+    """The settings are wrong; the message names each field."""
+
+
+class ServiceSettings(BaseSettings):
+    """What every service can be told. A service's own class adds its fields and the default of `listen`."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        env_prefix=ENV_PREFIX,
+        extra="forbid",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+    )
+
+    listen: str = Field(description="address to serve on: host:port, or unix:/path")
+    metrics_listen: str = Field("", description="host:port of /metrics over HTTP; empty: not served")
+    log_level: LogLevel = Field("info", description="least important lines to log")
+    log_format: LogFormat = Field("auto", description="json, console, or auto: json off a terminal")
+    otlp_endpoint: str = Field("", description="http://host:port of an OTLP gRPC collector; empty: no traces")
+    grace_s: float = Field(30.0, ge=0, description="seconds that running requests get after SIGTERM")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Init (the TOML table) last: pydantic's own order would put it first."""
+        return env_settings, init_settings
+
+
+S = TypeVar("S", bound=ServiceSettings)
+
+
+def load_settings(cls: type[S], table: str, argv: Sequence[str]) -> S:
+    """Read the settings of the service whose TOML table is `table`.
+
+    The TOML file is named by `--config` or `QUIRE_CONFIG`. Raises SettingsError, one line per mistake, for an
+    unknown flag, an unknown `QUIRE_*` variable, an unknown key, or a bad value.
+    """
+    arguments, rest = _split_config(argv)
+    known = {ENV_PREFIX + name.upper() for name in cls.model_fields} | _FOREIGN_ENV
+    unknown = sorted(name for name in os.environ if name.startswith(ENV_PREFIX) and name not in known)
+    if unknown:
+        raise SettingsError(f"unknown environment variables for {table}: {', '.join(unknown)}")
+    values = _read_table(arguments, table)
+    source: CliSettingsSource[S] = CliSettingsSource(
+        cls, cli_prog_name=f"python -m {table}", cli_parse_args=list(rest), cli_exit_on_error=True
+    )
+    try:
+        return cls(_cli_settings_source=source, **values)  # type: ignore[call-arg]
+    except ValidationError as error:
+        raise SettingsError(_describe(error)) from None
+
+
+def _split_config(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path, default=os.environ.get("QUIRE_CONFIG") or None)
+    known, rest = parser.parse_known_args(argv)
+    return (Path(known.config) if known.config else None), rest
+
+
+def _read_table(config: Path | None, table: str) -> dict[str, Any]:
+    if config is None:
+        return {}
+    try:
+        document = tomllib.loads(config.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"cannot read {config}: {error}") from None
+    values = document.get(table, {})
+    if not isinstance(values, dict):
+        raise SettingsError(f"{config}: [{table}] must be a table")
+    return values
+
+
+def _describe(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        name = ".".join(str(part) for part in item["loc"]) or "settings"
+        lines.append(f"{name.replace('_', '-')}: {item['msg']}")
+    return "\n".join(lines)
