@@ -335,6 +335,7 @@ class TextDelta(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     STOP_TOKEN_ID_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
     """The request's handle (0 in `Generate`)."""
     sequence: _builtins.int
@@ -353,6 +354,8 @@ class TextDelta(_message.Message):
     """The stop string that ended the sequence; empty if none did."""
     stop_token_id: _builtins.int
     """The stop token that ended the sequence; absent if none did."""
+    prompt_tokens: _builtins.int
+    """Tokens of the prompt; set in the sequence's first delta, so that usage can be told while it runs."""
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCallDelta]:
         """Parts of tool calls."""
@@ -385,10 +388,11 @@ class TextDelta(_message.Message):
         usage: _types_pb2.Usage | None = ...,
         error: _types_pb2.Error | None = ...,
         stop_token_id: _builtins.int | None = ...,
+        prompt_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "error", b"error", "stop_token_id", b"stop_token_id", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "error", b"error", "finish_reason", b"finish_reason", "handle", b"handle", "logprobs", b"logprobs", "num_tokens", b"num_tokens", "reasoning", b"reasoning", "sequence", b"sequence", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "text", b"text", "token_ids", b"token_ids", "tool_calls", b"tool_calls", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "error", b"error", "finish_reason", b"finish_reason", "handle", b"handle", "logprobs", b"logprobs", "num_tokens", b"num_tokens", "prompt_tokens", b"prompt_tokens", "reasoning", b"reasoning", "sequence", b"sequence", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "text", b"text", "token_ids", b"token_ids", "tool_calls", b"tool_calls", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__stop_token_id: _TypeAlias = _typing.Literal["stop_token_id"]  # noqa: Y015
     _WhichOneofArgType__stop_token_id: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id"]  # noqa: Y015

@@ -376,6 +376,7 @@ class Usage(_message.Message):
     QUEUE_S_FIELD_NUMBER: _builtins.int
     PREFILL_S_FIELD_NUMBER: _builtins.int
     DECODE_S_FIELD_NUMBER: _builtins.int
+    REASONING_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Tokens of the prompt."""
     cached_tokens: _builtins.int
@@ -394,6 +395,8 @@ class Usage(_message.Message):
     """Seconds from leaving the queue to the first token."""
     decode_s: _builtins.float
     """Seconds from the first token to the end."""
+    reasoning_tokens: _builtins.int
+    """Of `completion_tokens`, those inside the checkpoint's reasoning section; counted by the tokenizer service."""
     def __init__(
         self,
         *,
@@ -406,10 +409,11 @@ class Usage(_message.Message):
         queue_s: _builtins.float = ...,
         prefill_s: _builtins.float = ...,
         decode_s: _builtins.float = ...,
+        reasoning_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "computed_tokens", b"computed_tokens", "decode_s", b"decode_s", "preemptions", b"preemptions", "prefill_s", b"prefill_s", "prompt_tokens", b"prompt_tokens", "queue_s", b"queue_s", "recomputed_tokens", b"recomputed_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "computed_tokens", b"computed_tokens", "decode_s", b"decode_s", "preemptions", b"preemptions", "prefill_s", b"prefill_s", "prompt_tokens", b"prompt_tokens", "queue_s", b"queue_s", "reasoning_tokens", b"reasoning_tokens", "recomputed_tokens", b"recomputed_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
