@@ -1,0 +1,66 @@
+# Quire: `make help` lists what this file does.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROTO_VENV := .venv-protos
+PORT ?= 8000
+MODEL ?=
+ARGS ?=
+# CPU machines can save gigabytes with PIP_ARGS="--extra-index-url <torch's CPU index>".
+PIP_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test test-all check format protos protos-check bench clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+install: $(VENV)/.installed ## make .venv with everything pinned by constraints.txt
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Quire needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) $$(grep '^torch==' constraints.txt)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --group dev --editable '.[cuda]'
+	touch $@
+
+serve: install ## serve MODEL (default: the bundled demo model) on PORT; more flags in ARGS
+	$(BIN)/quire serve $(MODEL) --port $(PORT) $(ARGS)
+
+test: install ## the tests, in less than ten minutes on two cores
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-all: install ## every test that needs no GPU, the long ones too
+	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+check: install ## format, lint, types, import rules, file sizes
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/lint-imports
+	$(BIN)/python tools/check_sizes.py
+
+format: install ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(PROTO_VENV)/.installed:
+	$(PYTHON) -m venv $(PROTO_VENV)
+	$(PROTO_VENV)/bin/python -m pip install --quiet grpcio-tools==1.80.0 mypy-protobuf==5.1.0 buf-bin==1.75.0 setuptools
+	touch $@
+
+protos: $(PROTO_VENV)/.installed ## generate quire/v1 from protos/
+	$(PROTO_VENV)/bin/buf lint
+	PATH="$(PROTO_VENV)/bin:$$PATH" $(PROTO_VENV)/bin/python -m grpc_tools.protoc -I protos \
+	  --python_out=. --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. protos/quire/v1/*.proto
+
+protos-check: protos ## fail if quire/v1 is not what protos/ generates
+	git diff --exit-code -- quire/v1
+
+bench: install ## the control plane's own cost, without a model
+	$(BIN)/python -m benchmarks.scheduler_cpu
+	$(BIN)/python -m benchmarks.control_plane
+
+clean: ## remove the virtual environments and caches
+	rm -rf $(VENV) $(PROTO_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,32 @@
+"""The `quire` command."""
+
+from typing import Annotated
+
+import typer
+
+import quire
+from quire.cli.serve import serve
+
+app = typer.Typer(name="quire", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.command()(serve)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"quire {quire.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Quire serves large language models behind an OpenAI-compatible API."""
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,57 @@
+"""Waits until a locally started server answers, and says how far it is."""
+
+import asyncio
+from collections.abc import Callable
+
+import grpc
+
+from quire.rpc.channel import open_channel
+from quire.v1 import types_pb2, worker_pb2_grpc
+
+_POLL_S = 0.1
+
+
+class Readiness:
+    """Watches the worker's load progress until the gateway says that it is ready."""
+
+    def __init__(self, worker: str, say: Callable[[str], None]) -> None:
+        self._worker = worker
+        self._say = say
+
+    async def wait(self, host: str, port: int) -> None:
+        """Return once GET /health/ready answers 200."""
+        channel = open_channel(self._worker)
+        stub: worker_pb2_grpc.WorkerAsyncStub = worker_pb2_grpc.WorkerStub(channel)
+        try:
+            while not await _is_ready(host, port):
+                self._say(await _progress(stub))
+                await asyncio.sleep(_POLL_S)
+        finally:
+            await channel.close()
+
+
+async def _progress(stub: "worker_pb2_grpc.WorkerAsyncStub") -> str:
+    try:
+        status = await stub.GetStatus(types_pb2.GetStatusRequest(), timeout=1.0)
+    except grpc.aio.AioRpcError:
+        return "starting services"
+    if status.state == types_pb2.SERVICE_STATE_STARTING:
+        return f"loading weights: {status.load_progress:.0%}"
+    return "weights loaded"
+
+
+async def _is_ready(host: str, port: int) -> bool:
+    """One GET by hand: an HTTP client library would be the launcher's only use of one."""
+    target = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    try:
+        reader, writer = await asyncio.open_connection(target, port)
+    except OSError:
+        return False
+    try:
+        writer.write(b"GET /health/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        status_line = await asyncio.wait_for(reader.readline(), 2.0)
+        return status_line.split(b" ")[1:2] == [b"200"]
+    except (OSError, TimeoutError):
+        return False
+    finally:
+        writer.close()

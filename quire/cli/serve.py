@@ -1,0 +1,253 @@
+"""`quire serve`: every service on this machine, one command."""
+
+import asyncio
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quire import keys
+from quire.cli.readiness import Readiness
+from quire.errors import QuireError
+from quire.launcher import Launcher, LaunchError, ServiceCommand, services_directory
+from quire.model_files import resolve_model
+
+# The gateway ends the streams it has; the launcher's limit for everything is a little more.
+_GRACE_S = 3.0
+
+
+class Device(StrEnum):
+    """Where the model runs."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Dtype(StrEnum):
+    """What the weights are converted to."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class LoadFormat(StrEnum):
+    """Where the weights come from."""
+
+    AUTO = "auto"
+    DUMMY = "dummy"
+
+
+class LogLevel(StrEnum):
+    """Least important lines to log."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What `quire serve` was told."""
+
+    model: str
+    served_model_name: str
+    host: str
+    port: int
+    api_key: str
+    device: str
+    dtype: str
+    max_model_len: int
+    kv_cache_memory: str
+    max_rows: int
+    load_format: str
+    otlp_endpoint: str
+    log_level: str
+
+
+def serve(
+    model: Annotated[
+        str, typer.Argument(help="Checkpoint directory or hub id; the bundled demo model if not given.")
+    ] = "",
+    host: Annotated[str, typer.Option(help="Address to serve HTTP on.")] = "0.0.0.0",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to serve HTTP on.")] = 8000,
+    api_key: Annotated[
+        str, typer.Option(envvar="QUIRE_API_KEY", help="Key that clients must send; minted at first start.")
+    ] = "",
+    served_model_name: Annotated[
+        str, typer.Option(help="Name that clients ask for; by default the model as given.")
+    ] = "",
+    device: Annotated[Device, typer.Option(help="Where the model runs.")] = Device.AUTO,
+    dtype: Annotated[Dtype, typer.Option(help="Type of the weights and the KV cache.")] = Dtype.AUTO,
+    max_model_len: Annotated[
+        int, typer.Option(min=0, help="Most tokens of prompt and output; 0: what the model allows.")
+    ] = 0,
+    kv_cache_memory: Annotated[
+        str, typer.Option(help="Size of the KV cache, for example 2GiB; by default chosen by the worker.")
+    ] = "",
+    max_rows: Annotated[
+        int, typer.Option(min=0, help="Most sequences that run at once; 0: chosen by the worker.")
+    ] = 0,
+    load_format: Annotated[
+        LoadFormat, typer.Option(help="auto: safetensors; dummy: random weights of the config.")
+    ] = LoadFormat.AUTO,
+    otlp_endpoint: Annotated[
+        str, typer.Option(envvar="QUIRE_OTLP_ENDPOINT", help="http://host:4317 of a trace collector.")
+    ] = "",
+    log_level: Annotated[LogLevel, typer.Option(help="Least important lines to log.")] = LogLevel.WARNING,
+) -> None:
+    """Start every service on this machine and print how to use it."""
+    options = ServeOptions(
+        model=model or str(_demo_model()),
+        served_model_name=served_model_name or (model.rstrip("/").split("/")[-1] if model else "demo"),
+        host=host,
+        port=port,
+        api_key=api_key,
+        device=device.value,
+        dtype=dtype.value,
+        max_model_len=max_model_len,
+        kv_cache_memory=kv_cache_memory,
+        max_rows=max_rows,
+        load_format=load_format.value,
+        otlp_endpoint=otlp_endpoint,
+        log_level=log_level.value,
+    )
+    try:
+        asyncio.run(_serve(options))
+    except (LaunchError, QuireError) as error:
+        typer.echo(f"quire: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def _demo_model() -> Path:
+    return services_directory() / "models" / "demo"
+
+
+async def _serve(options: ServeOptions) -> None:
+    started = time.monotonic()
+    _check_port(options.host, options.port)
+    # Downloading here, once, shows the hub's own progress and fails before anything has started.
+    await asyncio.to_thread(resolve_model, options.model, weights=options.load_format == "auto")
+    keys_file = keys.default_keys_file()
+    minted = "" if options.api_key else keys.mint_first(keys_file)
+    with tempfile.TemporaryDirectory(prefix="quire-") as sockets:
+        readiness = Readiness(f"unix:{sockets}/worker", _say_progress())
+        launcher = Launcher(_commands(options, sockets, keys_file), _say)
+        task = asyncio.current_task()
+        assert task is not None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        _say(f"Starting Quire with {options.model}")
+        try:
+            await launcher.run(
+                lambda: readiness.wait(options.host, options.port),
+                lambda: _say(_welcome(options, minted, time.monotonic() - started)),
+            )
+        except asyncio.CancelledError:
+            _say("Stopped.")
+
+
+def _commands(options: ServeOptions, sockets: str, keys_file: Path) -> list[ServiceCommand]:
+    shared = ["--log-level", options.log_level]
+    if options.otlp_endpoint:
+        shared += ["--otlp-endpoint", options.otlp_endpoint]
+    metrics = {name: f"127.0.0.1:{_free_port()}" for name in ("tokenizer_svc", "scheduler_svc", "gpu_worker")}
+    worker = [
+        *("--listen", f"unix:{sockets}/worker", "--model", options.model, "--device", options.device),
+        *("--dtype", options.dtype, "--load-format", options.load_format),
+        *("--served-model-name", options.served_model_name, "--metrics-listen", metrics["gpu_worker"]),
+    ]
+    if options.max_model_len:
+        worker += ["--max-model-len", str(options.max_model_len)]
+    if options.kv_cache_memory:
+        worker += ["--kv-cache-memory", options.kv_cache_memory]
+    if options.max_rows:
+        worker += ["--max-rows", str(options.max_rows)]
+    scheduler = [
+        *("--listen", f"unix:{sockets}/scheduler", "--workers", f"unix:{sockets}/worker"),
+        *("--metrics-listen", metrics["scheduler_svc"], "--grace-s", "0.5"),
+    ]
+    tokenizer = [
+        *("--listen", f"unix:{sockets}/tokenizer", "--scheduler", f"unix:{sockets}/scheduler"),
+        *("--model", options.model, "--metrics-listen", metrics["tokenizer_svc"], "--grace-s", "0.5"),
+    ]
+    gateway = [
+        *("--listen", f"{options.host}:{options.port}", "--tokenizers", f"unix:{sockets}/tokenizer"),
+        *("--keys-file", str(keys_file), "--grace-s", str(_GRACE_S)),
+        *("--metrics-upstreams", ",".join(f"http://{address}/metrics" for address in metrics.values())),
+    ]
+    secrets = {"QUIRE_API_KEY": options.api_key} if options.api_key else {}
+    return [
+        ServiceCommand("gateway", [*gateway, *shared], secrets),
+        ServiceCommand("tokenizer_svc", [*tokenizer, *shared]),
+        ServiceCommand("scheduler_svc", [*scheduler, *shared]),
+        ServiceCommand("gpu_worker", [*worker, *shared, "--grace-s", "0.5"]),
+    ]
+
+
+def _check_port(host: str, port: int) -> None:
+    """Find a taken port before any weights are read."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise LaunchError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _say_progress() -> Callable[[str], None]:
+    """A line that rewrites itself on a terminal; elsewhere one line per change."""
+    on_terminal = sys.stderr.isatty()
+    last = ""
+
+    def say(line: str) -> None:
+        nonlocal last
+        if line != last:
+            print(
+                f"\r\033[K{line}" if on_terminal else line, file=sys.stderr, end="" if on_terminal else "\n"
+            )
+            sys.stderr.flush()
+        last = line
+
+    return say
+
+
+def _welcome(options: ServeOptions, minted: str, seconds: float) -> str:
+    host = "localhost" if options.host in ("0.0.0.0", "::") else options.host
+    url = f"http://{host}:{options.port}"
+    lines = [f"\nQuire serves {options.served_model_name} on {url} (ready after {seconds:.1f} s)"]
+    if minted:
+        lines.append(f"API key, shown only this once: {minted}")
+    key = minted or "$QUIRE_API_KEY"
+    lines += [
+        "Try it:",
+        f'  curl -N {url}/v1/chat/completions -H "Authorization: Bearer {key}" \\',
+        "    -H 'Content-Type: application/json' \\",
+        f"""    -d '{{"model": "{options.served_model_name}", "stream": true, \
+"messages": [{{"role": "user", "content": "Hello! Who are you?"}}]}}'""",
+        "Ctrl-C stops it.",
+    ]
+    return "\n".join(lines)

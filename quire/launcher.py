@@ -1,0 +1,130 @@
+"""Runs every service of one machine as a process of its own, on Unix sockets, and watches over them."""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from quire.settings import ENV_PREFIX
+
+STOP_LIMIT_S = 4.5
+_RESTART_LIMIT = 5
+_RESTART_WINDOW_S = 60.0
+_PR_SET_PDEATHSIG = 1
+
+
+class LaunchError(Exception):
+    """The services cannot run; the message is for people."""
+
+
+@dataclass(frozen=True)
+class ServiceCommand:
+    """One service process: `python -m name *flags`, with `secrets` in its environment and nowhere else."""
+
+    name: str
+    flags: Sequence[str]
+    secrets: Mapping[str, str] = field(default_factory=dict)
+
+
+def services_directory() -> Path:
+    """Where the service packages are: beside `quire` in a checkout, inside it in a wheel."""
+    package = Path(__file__).parent
+    bundled = package / "_services"
+    return bundled if bundled.is_dir() else package.parent
+
+
+class Launcher:
+    """Starts services in the order given and stops them in the same order, the gateway first.
+
+    A service that dies before all are ready ends the launch. Later it is started again, with a line that says
+    so; one that keeps dying (5 times within a minute) ends everything.
+    """
+
+    def __init__(self, commands: Sequence[ServiceCommand], say: Callable[[str], None]) -> None:
+        self._commands = commands
+        self._say = say
+        self._processes: dict[str, asyncio.subprocess.Process] = {}
+        self._stopping = False
+
+    async def run(self, until_ready: Callable[[], Awaitable[None]], on_ready: Callable[[], None]) -> None:
+        """Run until cancelled. Raises LaunchError when a service cannot be kept running."""
+        ready = asyncio.Event()
+
+        async def announce() -> None:
+            await until_ready()
+            ready.set()
+            on_ready()
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for command in self._commands:
+                    await self._start(command)
+                    group.create_task(self._watch(command, ready), name=f"watch {command.name}")
+                group.create_task(announce(), name="announce")
+        except* LaunchError as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            await asyncio.shield(self._stop())
+
+    async def _start(self, command: ServiceCommand) -> None:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
+        path = os.pathsep.join(filter(None, (str(services_directory()), environment.get("PYTHONPATH"))))
+        self._processes[command.name] = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            command.name,
+            *command.flags,
+            env={**environment, **command.secrets, "PYTHONPATH": path},
+            stdin=asyncio.subprocess.DEVNULL,
+            # Ctrl-C in a terminal goes to the whole group; the launcher alone decides the order of leaving.
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+
+    async def _watch(self, command: ServiceCommand, ready: asyncio.Event) -> None:
+        deaths: list[float] = []
+        while True:
+            status = await self._processes[command.name].wait()
+            if self._stopping:
+                return
+            how = (
+                f"was killed by {signal.Signals(-status).name}"
+                if status < 0
+                else f"ended with status {status}"
+            )
+            if not ready.is_set():
+                raise LaunchError(f"{command.name} {how} before the server was ready")
+            now = time.monotonic()
+            deaths = [*(at for at in deaths if now - at < _RESTART_WINDOW_S), now]
+            if len(deaths) >= _RESTART_LIMIT:
+                raise LaunchError(f"{command.name} {how}: {len(deaths)} times within a minute; giving up")
+            self._say(f"{command.name} {how}; starting it again")
+            await self._start(command)
+
+    async def _stop(self) -> None:
+        self._stopping = True
+        deadline = time.monotonic() + STOP_LIMIT_S
+        for command in self._commands:
+            process = self._processes.get(command.name)
+            if process is None or process.returncode is not None:
+                continue
+            process.terminate()
+            # The gateway's streams still need the services behind it: those leave after it.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), max(0.0, deadline - time.monotonic()))
+        for process in self._processes.values():
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to end this child when the launcher dies, however it dies; elsewhere do nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
