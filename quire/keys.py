@@ -1,0 +1,136 @@
+"""API keys: minted with 256 random bits, kept only as SHA-256 hashes, compared in constant time.
+
+A key this random cannot be guessed from its hash, so the slow hashes that passwords need would buy nothing.
+"""
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from quire.errors import QuireError
+
+KEY_PREFIX = "sk-quire-"
+FIRST_NAME = "default"
+
+
+class KeysFileError(QuireError):
+    """The keys file cannot be read or written."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """What is kept of a key."""
+
+    name: str
+    """Whose it is: the tenant of its requests."""
+    hash: str
+    """SHA-256 of the key, 64 hexadecimal digits."""
+    created: int
+    """Unix time in seconds."""
+
+
+def default_keys_file() -> Path:
+    """`$QUIRE_HOME/keys.json`, else `quire/keys.json` where this system keeps a user's configuration."""
+    home = os.environ.get("QUIRE_HOME")
+    if home:
+        return Path(home) / "keys.json"
+    config = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(config) if config else Path.home() / ".config") / "quire" / "keys.json"
+
+
+def mint() -> str:
+    """A new key, for the caller to show once."""
+    return KEY_PREFIX + secrets.token_urlsafe(32)
+
+
+def record(key: str, name: str) -> KeyRecord:
+    """What to keep of `key`."""
+    return KeyRecord(name=name, hash=_digest(key), created=int(time.time()))
+
+
+def verify(records: Iterable[KeyRecord], key: str) -> KeyRecord | None:
+    """The record of `key`, or None. Compares with every record, so the time taken tells nothing."""
+    digest = _digest(key)
+    found = None
+    for candidate in records:
+        if hmac.compare_digest(candidate.hash, digest):
+            found = candidate
+    return found
+
+
+def load(path: Path) -> tuple[KeyRecord, ...]:
+    """The records in `path`; none if there is no such file. Raises KeysFileError if it cannot be read."""
+    try:
+        return _parse(path.read_bytes())
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise KeysFileError(f"cannot read the API keys in {path}: {error!r}") from None
+
+
+def save(path: Path, records: Sequence[KeyRecord]) -> None:
+    """Replace `path` in one step; only its owner can read it. Raises KeysFileError."""
+    try:
+        written = _write_beside(path, records)
+        os.replace(written, path)
+    except OSError as error:
+        raise KeysFileError(f"cannot write the API keys to {path}: {error.strerror}") from None
+
+
+def mint_first(path: Path) -> str:
+    """Mint a key if `path` holds none and keep its hash; empty if there is one already.
+
+    Of several processes that start together, one mints. Raises KeysFileError.
+    """
+    if load(path):
+        return ""
+    key = mint()
+    if path.exists():
+        save(path, [record(key, FIRST_NAME)])
+        return key
+    try:
+        written = _write_beside(path, [record(key, FIRST_NAME)])
+        try:
+            # Unlike a rename, a link fails where another process was first.
+            os.link(written, path)
+        except FileExistsError:
+            return ""
+        finally:
+            os.unlink(written)
+    except OSError as error:
+        raise KeysFileError(f"cannot write the API keys to {path}: {error.strerror}") from None
+    return key
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _parse(data: bytes) -> tuple[KeyRecord, ...]:
+    records = tuple(
+        KeyRecord(name=str(item["name"]), hash=str(item["hash"]).lower(), created=int(item["created"]))
+        for item in json.loads(data)["keys"]
+    )
+    for item in records:
+        if len(bytes.fromhex(item.hash)) != hashlib.sha256().digest_size:
+            raise ValueError(f"the hash of {item.name!r} is not a SHA-256")
+    return records
+
+
+def _write_beside(path: Path, records: Sequence[KeyRecord]) -> str:
+    """Write a temporary file next to `path`, readable by its owner only, and return its name."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    text = json.dumps({"keys": [asdict(item) for item in records]}, indent=2) + "\n"
+    descriptor, written = tempfile.mkstemp(prefix=".keys-", dir=path.parent)  # mkstemp makes it 0600
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    return written
