@@ -194,6 +194,7 @@ class RowAdd(_message.Message):
     BLOCK_IDS_FIELD_NUMBER: _builtins.int
     MAX_TOTAL_TOKENS_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
+    TRACE_FIELD_NUMBER: _builtins.int
     row: _builtins.int
     """Row id."""
     epoch: _builtins.int
@@ -214,6 +215,10 @@ class RowAdd(_message.Message):
         and `max_tokens`, `ignore_eos` are already folded in.
         """
 
+    @_builtins.property
+    def trace(self) -> _types_pb2.TraceContext:
+        """Parent of the row's spans; empty for a request that is not traced."""
+
     def __init__(
         self,
         *,
@@ -225,10 +230,11 @@ class RowAdd(_message.Message):
         block_ids: _builtins.bytes = ...,
         max_total_tokens: _builtins.int = ...,
         sampling: _types_pb2.SamplingParams | None = ...,
+        trace: _types_pb2.TraceContext | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ids", b"block_ids", "epoch", b"epoch", "max_total_tokens", b"max_total_tokens", "num_computed_tokens", b"num_computed_tokens", "num_prompt_tokens", b"num_prompt_tokens", "row", b"row", "sampling", b"sampling", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ids", b"block_ids", "epoch", b"epoch", "max_total_tokens", b"max_total_tokens", "num_computed_tokens", b"num_computed_tokens", "num_prompt_tokens", b"num_prompt_tokens", "row", b"row", "sampling", b"sampling", "token_ids", b"token_ids", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
