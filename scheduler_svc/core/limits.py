@@ -1,0 +1,23 @@
+"""The numbers that bound the core, fixed for its life."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on queue, step and run-ahead; `SchedulerSettings` documents each for operators."""
+
+    max_queue_sequences: int = 2048
+    """Sequences that may wait before the next request is refused."""
+    max_queue_tokens: int = 4_000_000
+    """Tokens still to compute that may wait; one request is always let in to an empty queue."""
+    max_step_tokens: int = 2048
+    """Token positions per step, decode rows first; the worker's own limit holds besides."""
+    pipeline_depth: int = 2
+    """Commands in flight per replica."""
+    max_decode_steps: int = 16
+    """Decode steps per command at most; the worker's own limit holds besides."""
+    decode_burst_s: float = 0.008
+    """Seconds that the decode steps of one command may take together, as measured."""
+    max_sequences_per_request: int = 64
+    """Largest `n`."""

@@ -1,0 +1,402 @@
+"""The scheduler: requests come in, replicas get commands, results become tokens for clients.
+
+Everything here is deterministic: the same events with the same times give the same commands, byte for byte.
+The shell calls `add`, `cancel`, `attach`, `detach` and `apply` as things happen, then `schedule` for each
+replica until it gives no command, then `take_updates` and `take_endings`. Times are seconds of one monotonic
+clock.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import inf
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quire.errors import DeadlineExceeded, InvalidRequest, NotReady
+from quire.packing import unpack_int32
+from quire.v1 import scheduler_pb2, types_pb2, worker_pb2
+from scheduler_svc.core import step_tokens
+from scheduler_svc.core.block_hash import root_hash
+from scheduler_svc.core.deadlines import Deadlines
+from scheduler_svc.core.limits import Limits
+from scheduler_svc.core.queue import WaitingQueue
+from scheduler_svc.core.replica import Replica
+from scheduler_svc.core.sequence import LeaveReason, Request, Sequence, SequenceState
+from scheduler_svc.core.step_tokens import ProtocolError, StepTokens
+from scheduler_svc.core.token_batch import merge
+from scheduler_svc.core.validation import Abilities, plan_sequences
+
+
+class Ending(NamedTuple):
+    """A sequence that ended, for metrics and traces."""
+
+    sequence: Sequence
+    finish_reason: types_pb2.FinishReason.ValueType
+    usage: types_pb2.Usage
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """What one retired command amounted to."""
+
+    step_s: float
+    prefill_tokens: int
+    generated_tokens: int
+    intervals_s: NDArray[np.float64]
+    """Seconds per token since each sequence's last one, [m]; sequences with a first token are left out."""
+    interval_tokens: NDArray[np.int64]
+    """How many tokens each interval stands for, [m]."""
+
+
+class Scheduler:
+    """Holds every request and every replica."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.replicas: dict[str, Replica] = {}
+        self.queue = WaitingQueue(limits.max_queue_sequences, limits.max_queue_tokens)
+        self.abilities: Abilities | None = None
+        """What the replicas can take; None until a worker has described itself."""
+        self._limits = limits
+        self._requests: dict[int, dict[int, Request]] = {}
+        self._deadlines = Deadlines()
+        self._num_arrived = 0
+        self._updates: dict[int, list[scheduler_pb2.TokenBatch]] = {}
+        self._endings: list[Ending] = []
+
+    # -- workers
+
+    def attach(
+        self, name: str, description: worker_pb2.WorkerDescription, lease_epoch: int, now: float
+    ) -> None:
+        """A worker's stream has opened. Raises ProtocolError for one that cannot serve beside the others."""
+        others = [r for r in self.replicas.values() if r.connected and r.name != name]
+        if self.abilities is not None and (others or self.num_requests):
+            served = self.abilities.model
+            model = description.model
+            theirs = (served.name, served.revision, served.vocab_size, self.abilities.block_size)
+            its = (model.name, model.revision, model.vocab_size, description.block_size)
+            if its != theirs:
+                raise ProtocolError(
+                    f"model, revision, vocabulary and block size are {its}, where {theirs} is served"
+                )
+        if min(description.block_size, description.num_blocks, description.max_rows) < 1:
+            raise ProtocolError("it has no rows or no blocks")
+        replica = self.replicas.get(name)
+        if replica is None:
+            replica = self.replicas[name] = Replica(name, self._limits)
+        replica.connect(description, lease_epoch)
+        self.abilities = self._abilities(description.model)
+
+    def detach(self, name: str, now: float) -> None:
+        """A worker's stream has broken: its sequences wait again, with their tokens so far."""
+        replica = self.replicas[name]
+        replica.disconnect()
+        self._settle_released(replica, now)
+
+    def _abilities(self, model: types_pb2.ModelDescription) -> Abilities:
+        known = [replica.description for replica in self.replicas.values()]
+        # The KV of its last token is never computed, so a sequence may fill the pool and have one token more.
+        pool_tokens = max(worker.num_blocks * worker.block_size for worker in known) + 1
+        return Abilities(
+            model=model,
+            block_size=known[0].block_size,
+            eos_token_ids=frozenset(unpack_int32(model.eos_token_ids).tolist()),
+            max_total_tokens=min(model.max_model_len, pool_tokens),
+            max_logprobs=min(worker.max_logprobs for worker in known),
+            capabilities=frozenset.intersection(*(frozenset(worker.capabilities) for worker in known)),
+        )
+
+    # -- requests
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that have not ended."""
+        return sum(len(handles) for handles in self._requests.values())
+
+    def requests(self) -> Iterator[Request]:
+        """Requests that have not ended."""
+        for handles in self._requests.values():
+            yield from handles.values()
+
+    def add(self, client: int, handle: int, asked: scheduler_pb2.TokenRequest, seed: int, now: float) -> None:
+        """Queue a request; its tokens come back under (client, handle).
+
+        `seed` (uint64) is used if the request has none. Raises NotReady, InvalidRequest or Overloaded, and
+        then nothing has changed. A handle in use ends its request too: its caller cannot tell the two apart.
+        """
+        if self.abilities is None:
+            raise NotReady("no worker has been connected yet")
+        if handle in self._requests.get(client, ()):
+            self.cancel(client, handle, now)
+            raise InvalidRequest(f"handle {handle} is in use")
+        num_prompt_tokens, plans = plan_sequences(asked, seed, self.abilities, self._limits)
+        num_tokens = sum(len(plan.token_ids) for plan in plans)
+        speed = sum(replica.tokens_per_s for replica in self.replicas.values())
+        self.queue.check_room(len(plans), num_tokens, speed)
+        request = Request(
+            client=client,
+            handle=handle,
+            request_id=asked.request_id,
+            tenant=asked.tenant,
+            priority=asked.priority,
+            arrived_at=now,
+            deadline=now + asked.timeout_s if asked.HasField("timeout_s") else None,
+            trace=asked.trace if asked.HasField("trace") else None,
+            cache_root=root_hash(self.abilities.model.revision, asked.tenant, asked.cache_salt),
+            num_unfinished=len(plans),
+        )
+        self._requests.setdefault(client, {})[handle] = request
+        if request.deadline is not None and request.deadline < inf:
+            self._deadlines.watch(request.deadline, request)
+        for index, plan in enumerate(plans):
+            sequence = Sequence(
+                request,
+                index,
+                self._num_arrived,
+                token_ids=plan.token_ids,
+                num_prompt_tokens=num_prompt_tokens,
+                max_total_tokens=plan.max_total_tokens,
+                sampling=plan.sampling,
+                stop_token_ids=plan.stop_token_ids,
+            )
+            self._num_arrived += 1
+            request.sequences.append(sequence)
+            self._start(sequence, now)
+
+    def _start(self, sequence: Sequence, now: float) -> None:
+        """Queue a new sequence, unless what it is resumed with is its whole output."""
+        if sequence.num_output_tokens and sequence.token_ids[-1] in sequence.stop_token_ids:
+            self._end(sequence, types_pb2.FINISH_REASON_STOP, now)
+        elif len(sequence.token_ids) >= sequence.max_total_tokens:
+            self._end(sequence, types_pb2.FINISH_REASON_LENGTH, now)
+        else:
+            self.queue.push(sequence)
+
+    def cancel(self, client: int, handle: int, now: float) -> None:
+        """Stop a request, in whatever state; nothing more comes back for it. Unknown handles are ignored."""
+        request = self._requests.get(client, {}).get(handle)
+        if request is not None:
+            self._give_up(request, LeaveReason.CANCELLED, now)
+            self._forget(request)
+
+    def cancel_client(self, client: int, now: float) -> None:
+        """Stop all requests of a client that is gone."""
+        for handle in list(self._requests.get(client, ())):
+            self.cancel(client, handle, now)
+        self._updates.pop(client, None)
+
+    def next_deadline(self) -> float:
+        """Time at which `schedule` should be called even if nothing happens; inf if never."""
+        return self._deadlines.next()
+
+    def _give_up(self, request: Request, reason: LeaveReason, now: float) -> None:
+        """Stop every sequence that has not ended. One that holds a row ends when the row is released."""
+        for sequence in request.sequences:
+            if sequence.state is SequenceState.WAITING:
+                self.queue.remove(sequence)
+                self._end_given_up(sequence, reason, now)
+                continue
+            if sequence.state is SequenceState.ENDED:
+                continue
+            replica = self.replicas[sequence.replica]
+            replica.rows.mute(sequence.row)
+            if sequence.state is SequenceState.RUNNING:
+                replica.leave(sequence, reason)
+                self._settle_released(replica, now)
+            elif sequence.leave_reason is LeaveReason.PREEMPTED or reason is LeaveReason.CANCELLED:
+                sequence.leave_reason = reason
+
+    # -- steps
+
+    def schedule(self, name: str, now: float) -> worker_pb2.StepCommand | None:
+        """The next command for a replica, or None if it has enough in flight or nothing to do."""
+        for request in self._deadlines.due(now):
+            self._give_up(request, LeaveReason.EXPIRED, now)
+        self._place_waiting(now)
+        replica = self.replicas[name]
+        command = replica.next_command(prompts_wait=len(self.queue) > 0)
+        self._settle_released(replica, now)
+        return command
+
+    def _place_waiting(self, now: float) -> None:
+        while (sequence := self.queue.peek()) is not None:
+            if not any(replica.fits(sequence) for replica in self.replicas.values()):
+                self._refuse_misfit(sequence, now)
+                continue
+            choice = self._choose_replica(sequence)
+            if choice is None:
+                return
+            replica, prefix = choice
+            self.queue.remove(sequence)
+            sequence.replica = replica.name
+            replica.place(sequence, prefix, now)
+
+    def _choose_replica(self, sequence: Sequence) -> tuple[Replica, list[int]] | None:
+        """The replica with the longest known prefix, then most free rows; None if all are full.
+
+        A replica whose pipeline is full waits: what retires next may hold more of the prefix.
+        """
+        best: tuple[Replica, list[int]] | None = None
+        best_key = (-1, -1)
+        for replica in self.replicas.values():
+            if not replica.has_room or replica.num_rows_free <= 0 or not replica.fits(sequence):
+                continue
+            prefix = replica.find_prefix(sequence)
+            key = (len(prefix), replica.num_rows_free)
+            if key > best_key and replica.can_place(sequence, prefix):
+                best, best_key = (replica, prefix), key
+        return best
+
+    def _refuse_misfit(self, sequence: Sequence, now: float) -> None:
+        """End a sequence that was admitted for a worker that came back smaller."""
+        self.queue.remove(sequence)
+        error = InvalidRequest(
+            f"no worker holds {sequence.max_total_tokens} tokens any more", param="max_tokens"
+        )
+        self._end(sequence, types_pb2.FINISH_REASON_ERROR, now, error.to_proto())
+
+    def apply(self, name: str, result: worker_pb2.StepResult, now: float) -> StepStats:
+        """Take in what a command did. After a ProtocolError the caller gives the stream up (`detach`)."""
+        replica = self.replicas[name]
+        step = step_tokens.read_result(replica, result)
+        record = replica.retire(result)
+        step_tokens.take_tokens(replica, step)
+        intervals_s, interval_tokens = self._take_times(replica, step, now)
+        columns, rows = step_tokens.columns_for_clients(replica, step)
+        for client, entries, batch in columns.split():
+            if result.logprobs:
+                own_rows = rows if entries is None else rows[entries]
+                step_tokens.add_logprobs(batch, own_rows, replica, result)
+            self._updates.setdefault(client, []).append(batch)
+        replica.commit_blocks(sequence for sequence, _ in record.chunks)
+        replica.commit_blocks(step_tokens.rows_with_full_blocks(replica, step))
+        self._end_finished(replica, step, result, now)
+        replica.release_removed(record)
+        self._settle_released(replica, now)
+        return StepStats(
+            result.step_s, record.prefill_tokens, len(step.token_ids), intervals_s, interval_tokens
+        )
+
+    @staticmethod
+    def _take_times(
+        replica: Replica, step: StepTokens, now: float
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        rows, table = step.rows, replica.rows
+        counts = np.ones(len(rows), np.int64) if step.counts is None else step.counts.astype(np.int64)
+        intervals_s = (now - table.last_token_at[rows]) / counts
+        table.last_token_at[rows] = now
+        first = np.isnan(intervals_s)
+        if bool(first.any()):
+            for row in rows[first].tolist():
+                sequence = table.sequences[row]
+                assert sequence is not None
+                sequence.first_token_at = now
+            intervals_s, counts = intervals_s[~first], counts[~first]
+        return intervals_s, counts
+
+    def _end_finished(
+        self, replica: Replica, step: StepTokens, result: worker_pb2.StepResult, now: float
+    ) -> None:
+        for entry in np.flatnonzero(step.finish_reasons).tolist():
+            reason = types_pb2.FinishReason.ValueType(int(step.finish_reasons[entry]))
+            self._finish(replica, int(step.rows[entry]), reason, None, now)
+        for failure in result.errors:
+            if failure.row < replica.rows.max_rows and failure.epoch == int(replica.rows.epochs[failure.row]):
+                self._finish(replica, failure.row, types_pb2.FINISH_REASON_ERROR, failure.error, now)
+
+    def _finish(
+        self,
+        replica: Replica,
+        row: int,
+        reason: types_pb2.FinishReason.ValueType,
+        error: types_pb2.Error | None,
+        now: float,
+    ) -> None:
+        """The worker is done with a row; its removal goes out with the next command."""
+        sequence = replica.rows.sequences[row]
+        if sequence is None or sequence.state is SequenceState.ENDED:
+            return
+        if sequence.state is SequenceState.RUNNING:
+            replica.leave(sequence, LeaveReason.FINISHED)
+        elif sequence.leave_reason is not LeaveReason.PREEMPTED:
+            return  # given up, and ends so when its row is released
+        sequence.settle()
+        self._end(sequence, reason, now, error)
+
+    # -- ends
+
+    def _settle_released(self, replica: Replica, now: float) -> None:
+        for sequence in replica.take_released():
+            if sequence.state is SequenceState.ENDED:
+                continue
+            assert sequence.leave_reason is not None
+            if sequence.leave_reason is LeaveReason.PREEMPTED:
+                sequence.state = SequenceState.WAITING
+                self.queue.push(sequence)
+            else:
+                self._end_given_up(sequence, sequence.leave_reason, now)
+
+    def _end_given_up(self, sequence: Sequence, reason: LeaveReason, now: float) -> None:
+        if reason is LeaveReason.EXPIRED:
+            waited = "queued" if sequence.admitted_at != sequence.admitted_at else "running"
+            error = DeadlineExceeded(f"the request's deadline passed while it was {waited}", param="timeout")
+            self._end(sequence, types_pb2.FINISH_REASON_ERROR, now, error.to_proto())
+        else:
+            self._end(sequence, types_pb2.FINISH_REASON_CANCELLED, now)
+
+    def _end(
+        self,
+        sequence: Sequence,
+        reason: types_pb2.FinishReason.ValueType,
+        now: float,
+        error: types_pb2.Error | None = None,
+    ) -> None:
+        request = sequence.request
+        sequence.state, sequence.ended_at = SequenceState.ENDED, now
+        usage = sequence.usage()
+        self._endings.append(Ending(sequence, reason, usage))
+        request.num_unfinished -= 1
+        if request.num_unfinished == 0:
+            self._forget(request)
+        if reason == types_pb2.FINISH_REASON_CANCELLED:
+            return
+        end = scheduler_pb2.SequenceEnd(
+            handle=request.handle, sequence=sequence.index, finish_reason=reason, usage=usage, error=error
+        )
+        last = sequence.token_ids[-1]
+        if reason == types_pb2.FINISH_REASON_STOP and last in sequence.stop_token_ids:
+            end.stop_token_id = last
+        self._updates.setdefault(request.client, []).append(scheduler_pb2.TokenBatch(ends=[end]))
+
+    def _forget(self, request: Request) -> None:
+        handles = self._requests.get(request.client, {})
+        # A cancelled request's handle may be another's by the time its last row is released.
+        if handles.get(request.handle) is request:
+            del handles[request.handle]
+            if not handles:
+                del self._requests[request.client]
+
+    # -- what the shell takes away
+
+    def take_updates(self) -> dict[int, scheduler_pb2.TokenBatch]:
+        """What each client has to be told since the last call."""
+        updates, self._updates = self._updates, {}
+        return {
+            client: batches[0] if len(batches) == 1 else merge(batches) for client, batches in updates.items()
+        }
+
+    def take_endings(self) -> list[Ending]:
+        """Sequences that ended since the last call, in order."""
+        endings, self._endings = self._endings, []
+        return endings
+
+    def check_integrity(self) -> None:
+        """Assert the invariants of everything held."""
+        self.queue.check_integrity()
+        for replica in self.replicas.values():
+            replica.check_integrity()
+        for request in self.requests():
+            unfinished = [s for s in request.sequences if s.state is not SequenceState.ENDED]
+            assert len(unfinished) == request.num_unfinished > 0
