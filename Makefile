@@ -10,7 +10,7 @@ ARGS ?=
 PIP_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-all check format protos protos-check bench clean
+.PHONY: help install serve test test-all check format protos protos-check docs docs-check bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -57,6 +57,12 @@ protos: $(PROTO_VENV)/.installed ## generate quire/v1 from protos/
 
 protos-check: protos ## fail if quire/v1 is not what protos/ generates
 	git diff --exit-code -- quire/v1
+
+docs: install ## generate docs/settings.md and docs/metrics.md
+	PYTHONPATH=. $(BIN)/python tools/generate_docs.py
+
+docs-check: install ## fail if the generated docs are stale
+	PYTHONPATH=. $(BIN)/python tools/generate_docs.py --check
 
 bench: install ## the control plane's own cost, without a model
 	$(BIN)/python -m benchmarks.scheduler_cpu

@@ -6,7 +6,8 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -72,6 +73,7 @@ class ServeOptions:
     kv_cache_memory: str
     max_rows: int
     load_format: str
+    sockets: Path | None
     otlp_endpoint: str
     log_level: str
 
@@ -102,6 +104,10 @@ def serve(
     load_format: Annotated[
         LoadFormat, typer.Option(help="auto: safetensors; dummy: random weights of the config.")
     ] = LoadFormat.AUTO,
+    sockets: Annotated[
+        Path | None,
+        typer.Option(help="Directory for the services' Unix sockets; by default a temporary one."),
+    ] = None,
     otlp_endpoint: Annotated[
         str, typer.Option(envvar="QUIRE_OTLP_ENDPOINT", help="http://host:4317 of a trace collector.")
     ] = "",
@@ -120,6 +126,7 @@ def serve(
         kv_cache_memory=kv_cache_memory,
         max_rows=max_rows,
         load_format=load_format.value,
+        sockets=sockets,
         otlp_endpoint=otlp_endpoint,
         log_level=log_level.value,
     )
@@ -141,7 +148,7 @@ async def _serve(options: ServeOptions) -> None:
     await asyncio.to_thread(resolve_model, options.model, weights=options.load_format == "auto")
     keys_file = keys.default_keys_file()
     minted = "" if options.api_key else keys.mint_first(keys_file)
-    with tempfile.TemporaryDirectory(prefix="quire-") as sockets:
+    with _socket_directory(options.sockets) as sockets:
         readiness = Readiness(f"unix:{sockets}/worker", _say_progress())
         launcher = Launcher(_commands(options, sockets, keys_file), _say)
         task = asyncio.current_task()
@@ -152,10 +159,21 @@ async def _serve(options: ServeOptions) -> None:
         try:
             await launcher.run(
                 lambda: readiness.wait(options.host, options.port),
-                lambda: _say(_welcome(options, minted, time.monotonic() - started)),
+                lambda: _say(_welcome(options, sockets, minted, time.monotonic() - started)),
             )
         except asyncio.CancelledError:
             _say("Stopped.")
+
+
+@contextmanager
+def _socket_directory(chosen: Path | None) -> Iterator[str]:
+    if chosen is None:
+        with tempfile.TemporaryDirectory(prefix="quire-") as directory:
+            yield directory
+        return
+    # Nothing but this directory's permissions keeps other users from the services inside.
+    chosen.mkdir(mode=0o700, parents=True, exist_ok=True)
+    yield str(chosen.resolve())
 
 
 def _commands(options: ServeOptions, sockets: str, keys_file: Path) -> list[ServiceCommand]:
@@ -235,7 +253,7 @@ def _say_progress() -> Callable[[str], None]:
     return say
 
 
-def _welcome(options: ServeOptions, minted: str, seconds: float) -> str:
+def _welcome(options: ServeOptions, sockets: str, minted: str, seconds: float) -> str:
     host = "localhost" if options.host in ("0.0.0.0", "::") else options.host
     url = f"http://{host}:{options.port}"
     lines = [f"\nQuire serves {options.served_model_name} on {url} (ready after {seconds:.1f} s)"]
@@ -248,6 +266,6 @@ def _welcome(options: ServeOptions, minted: str, seconds: float) -> str:
         "    -H 'Content-Type: application/json' \\",
         f"""    -d '{{"model": "{options.served_model_name}", "stream": true, \
 "messages": [{{"role": "user", "content": "Hello! Who are you?"}}]}}'""",
-        "Ctrl-C stops it.",
+        f"gRPC: unix:{sockets}/tokenizer and unix:{sockets}/scheduler. Ctrl-C stops it.",
     ]
     return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Our own measurements; what users run is `quire bench`."""

@@ -1,0 +1,108 @@
+"""Starts `quire serve` as a user would, and says where it is."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+API_KEY = "sk-tests"
+
+
+@dataclass
+class Server:
+    """A running server: every service a process of its own."""
+
+    process: subprocess.Popen[str]
+    port: int
+    sockets: Path
+    model: str
+    lines: list[str]
+    reader: threading.Thread
+
+    def output(self) -> str:
+        """Everything it printed; call it after the end."""
+        self.reader.join()
+        return "".join(self.lines)
+
+    @property
+    def url(self) -> str:
+        """Where HTTP is served."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def address(self, service: str) -> str:
+        """The Unix socket of `tokenizer`, `scheduler` or `worker`."""
+        return f"unix:{self.sockets}/{service}"
+
+    def wait_until_ready(self) -> None:
+        """Return once it answers; AssertionError with what it printed if it ends instead."""
+        while not is_ready(self.url):
+            if self.process.poll() is not None:
+                raise AssertionError("the server ended:\n" + "".join(self.lines))
+            time.sleep(0.05)
+
+    def stop(self) -> int:
+        """Ctrl-C; the exit status."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait()
+
+
+def free_port() -> int:
+    """A TCP port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def is_ready(url: str) -> bool:
+    """Whether GET /health/ready answers 200."""
+    try:
+        with urllib.request.urlopen(f"{url}/health/ready") as response:
+            return response.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def launch(model: Path | str, sockets: Path, *flags: str, api_key: str = API_KEY) -> Server:
+    """Start `quire serve` without waiting for it."""
+    port = free_port()
+    command = [sys.executable, "-m", "quire", "serve", str(model), "--host", "127.0.0.1", "--port", str(port)]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("QUIRE_")}
+    environment |= {"QUIRE_HOME": str(sockets / "home"), "OMP_NUM_THREADS": "1"}
+    if api_key:
+        environment["QUIRE_API_KEY"] = api_key
+    process = subprocess.Popen(
+        [*command, "--served-model-name", "tiny", "--sockets", str(sockets), *flags],
+        cwd=REPOSITORY,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    lines: list[str] = []
+    assert process.stderr is not None
+    # Read for ever, so that a full pipe never stops the server.
+    reader = threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True)
+    reader.start()
+    return Server(process, port, sockets, "tiny", lines, reader)
+
+
+@contextmanager
+def running_server(model: Path | str, sockets: Path, *flags: str, api_key: str = API_KEY) -> Iterator[Server]:
+    """A server that is ready, for the length of the block."""
+    server = launch(model, sockets, *flags, api_key=api_key)
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.stop()
