@@ -1,0 +1,1 @@
+"""The HTTP gateway: the OpenAI API in front, one session to the tokenizer service behind."""

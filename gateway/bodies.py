@@ -1,0 +1,77 @@
+"""Request bodies: bounded while they are read, then parsed strictly."""
+
+import asyncio
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+from pydantic_core import from_json
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.errors import BODY_TIMEOUT, INVALID, NOT_JSON, TOO_LARGE, ApiError
+from quire.errors import Cancelled
+
+M = TypeVar("M", bound=BaseModel)
+
+# For a body that trickles in; a slow but honest upload of the longest one takes less.
+_READ_LIMIT_S = 60.0
+
+
+class BodyLimitMiddleware:
+    """Refuses bodies longer than `max_bytes`, announced or not."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI application."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length", "0")
+        if announced.isdigit() and int(announced) > self._max_bytes:
+            await self._too_large().response()(scope, receive, send)
+            return
+        num_bytes = 0
+
+        async def receive_bounded() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self._max_bytes:
+                raise self._too_large()
+            return message
+
+        await self._app(scope, receive_bounded, send)
+
+    def _too_large(self) -> ApiError:
+        # The rest of the body is not worth reading, so the connection is of no more use.
+        headers = {"Connection": "close"}
+        return ApiError(TOO_LARGE, f"the request body is over {self._max_bytes} bytes", headers=headers)
+
+
+async def read_json(request: Request, model: type[M]) -> M:
+    """The request's body as `model`.
+
+    Raises ApiError for what is not JSON (NaN, invalid UTF-8, lone surrogates and more than 200 levels of
+    nesting are not) and pydantic's ValidationError for what is not a `model`.
+    """
+    content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if content_type != "application/json" and not content_type.endswith("+json"):
+        raise ApiError(NOT_JSON, f"Content-Type must be application/json, not {content_type[:64]!r}")
+    try:
+        async with asyncio.timeout(_READ_LIMIT_S):
+            data = await request.body()
+    except TimeoutError:
+        raise ApiError(BODY_TIMEOUT, f"the body did not arrive within {_READ_LIMIT_S:.0f} s") from None
+    except ClientDisconnect:
+        raise Cancelled("the client left before its request was complete") from None
+    try:
+        document: Any = from_json(data, allow_inf_nan=False, cache_strings="keys")
+    except ValueError as error:
+        raise ApiError(INVALID, f"the request body is not valid JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise ApiError(INVALID, "the request body must be a JSON object")
+    return model.model_validate(document)

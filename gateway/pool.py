@@ -1,0 +1,100 @@
+"""The tokenizer services behind this gateway: which are ready, what they serve, which is least loaded."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from gateway import metrics
+from gateway.tokenizer_client import TokenizerClient
+from quire.errors import NotFound, NotReady
+from quire.v1 import types_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether a request would be served, and if not, why."""
+
+    ready: bool
+    reason: str
+    progress: float
+    """Share of the weights loaded, 0 to 1."""
+
+
+class TokenizerPool:
+    """Keeps a session with each address and picks one for each request."""
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self._clients = [TokenizerClient(address, self._changed) for address in dict.fromkeys(addresses)]
+        self._first_seen: dict[str, int] = {}
+        self.draining = False
+
+    async def run(self) -> None:
+        """Keep the sessions up until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for client in self._clients:
+                group.create_task(client.run(), name=f"session {client.address}")
+
+    def choose(self, model: str | None) -> TokenizerClient:
+        """The least loaded service that is ready and serves `model` (None: any).
+
+        Raises NotFound for a model that none serves, NotReady when those that serve it cannot take a request.
+        """
+        if self.draining:
+            raise NotReady("the server is shutting down; try again", retry_after_s=1.0)
+        known = list(self._known())
+        if model is not None and known and all(client.announcement.model.name != model for client in known):
+            names = ", ".join(repr(name) for name in self.models())
+            raise NotFound(
+                f"the model {model[:128]!r} does not exist; this server has {names}", param="model"
+            )
+        ready = [
+            client
+            for client in self._clients
+            if client.ready and model in (None, client.announcement.model.name)
+        ]
+        if not ready:
+            raise NotReady(f"the server is not ready: {self.readiness().reason}", retry_after_s=1.0)
+        return min(ready, key=lambda client: client.num_live)
+
+    def models(self) -> dict[str, types_pb2.ModelDescription]:
+        """What is served, by name; loading models included."""
+        return {client.announcement.model.name: client.announcement.model for client in self._known()}
+
+    def first_seen(self, model: str) -> int:
+        """Unix time at which this process first heard of `model`."""
+        return self._first_seen.get(model, int(time.time()))
+
+    def readiness(self) -> Readiness:
+        """Whether some request would be served now."""
+        if self.draining:
+            return Readiness(False, "shutting down", 1.0)
+        if any(client.ready for client in self._clients):
+            return Readiness(True, "ready", 1.0)
+        up = [client for client in self._clients if client.connected]
+        if not up:
+            return Readiness(False, "no tokenizer service is connected", 0.0)
+        if all(client.announcement.state == types_pb2.SERVICE_STATE_DRAINING for client in up):
+            return Readiness(False, "the tokenizer service is draining", 1.0)
+        progress = max(client.announcement.load_progress for client in up)
+        return Readiness(False, "the model is loading", progress)
+
+    def fail_all(self, message: str) -> None:
+        """End what still runs, with a retryable error."""
+        for client in self._clients:
+            client.fail_all(NotReady(message, retry_after_s=1.0))
+
+    def _known(self) -> Iterator[TokenizerClient]:
+        return (client for client in self._clients if client.announcement.HasField("model"))
+
+    def _changed(self) -> None:
+        metrics.sessions_connected.set(sum(client.connected for client in self._clients))
+        for name in self.models():
+            self._first_seen.setdefault(name, int(time.time()))
+
+
+def fingerprint(model: types_pb2.ModelDescription) -> str:
+    """OpenAI's `system_fingerprint`: changes with the weights that answer."""
+    identity = f"{model.name}\0{model.revision}\0{model.architecture}\0{model.dtype}"
+    return "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:10]

@@ -1,0 +1,1 @@
+"""Answers as OpenAI's JSON, whole or as events of a stream."""

@@ -1,0 +1,61 @@
+"""What the gateway can be told."""
+
+from typing import Annotated
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import NoDecode
+
+from quire.settings import ServiceSettings
+
+
+class GatewaySettings(ServiceSettings):
+    """Settings of `python -m gateway`."""
+
+    listen: str = Field("0.0.0.0:8000", description="address to serve HTTP on: host:port, or unix:/path")
+    tokenizers: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("127.0.0.1:8001",),
+        min_length=1,
+        description="addresses of tokenizer services, comma-separated; each request goes to the least loaded",
+    )
+    api_key: SecretStr | None = Field(
+        None, description="a key that clients may send, besides the keys file's"
+    )
+    keys_file: str = Field(
+        "", description="JSON file of hashed API keys; empty: keys.json in the user's configuration of quire"
+    )
+    metrics_public: bool = Field(False, description="serve /metrics without an API key")
+    metrics_upstreams: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="http://host:port/metrics of other services to show in /metrics, comma-separated"
+    )
+    max_body_bytes: int = Field(8 * 2**20, ge=1024, description="longest request body, bytes")
+    max_n: int = Field(128, ge=1, description="most choices per prompt (n)")
+    max_prompts: int = Field(1024, ge=1, description="most prompts in one completions request")
+    max_stop: int = Field(16, ge=0, description="most stop strings, and most stop token ids")
+    max_logprobs: int = Field(20, ge=0, description="most likeliest tokens returned per position")
+    max_logit_bias: int = Field(1024, ge=0, description="most entries of logit_bias")
+    max_buffered_bytes: int = Field(
+        2**20,
+        ge=4096,
+        description="bytes of a stream kept for a client that reads slowly, then it is cancelled",
+    )
+
+    @field_validator("tokenizers", "metrics_upstreams", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """Accept `a,b` from flags and variables, besides lists."""
+        if isinstance(value, str):
+            value = [value]
+        if isinstance(value, list | tuple):
+            return tuple(item.strip() for part in value for item in str(part).split(",") if item.strip())
+        return value
+
+    @field_validator("api_key", mode="after")
+    @classmethod
+    def _usable_key(cls, value: SecretStr | None) -> SecretStr | None:
+        """An empty key counts as none: it must never open the server. The rest must fit in a header."""
+        if value is None or not value.get_secret_value():
+            return None
+        key = value.get_secret_value()
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise ValueError("must be printable ASCII without spaces")
+        return value
