@@ -2,9 +2,9 @@
 
 A write to a socket costs some 15 µs, however many tokens it carries. Were every delta written when it
 comes, a gateway slower than its models would fall behind without bound: the messages it has not read would
-wait in gRPC's buffers. So a round of writes starts no sooner after the last one than that one took. An idle gateway
-writes each token at once (a round of one stream takes microseconds); a busy one spends at most half its time
-on writes, reads all that comes in the other half, and the tokens that arrive in between share a chunk.
+wait in gRPC's buffers. So a round of writes starts no sooner after the last one than that one took. An idle
+gateway writes each token at once (a round of one stream takes microseconds); a busy one spends at most half
+its time on writes, reads all that comes in the other half, and tokens that arrive in between share a chunk.
 """
 
 import asyncio

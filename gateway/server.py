@@ -12,7 +12,7 @@ import uvicorn
 from gateway.app import create_app
 from gateway.auth import ApiKeys
 from gateway.limits import Limits
-from gateway.pool import TokenizerPool
+from gateway.pool import Readiness, TokenizerPool
 from gateway.serving import Serving
 from gateway.settings import GatewaySettings
 from quire import keys
@@ -100,6 +100,10 @@ class GatewayService:
                 task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+
+    def readiness(self) -> Readiness:
+        """Whether a request would be served now."""
+        return self._pool.readiness()
 
     def _api_keys(self) -> ApiKeys:
         """The keys; where there are none at all, the first one, shown on standard output this once."""

@@ -3,12 +3,41 @@
 from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import FailFast, Field
+from pydantic import Discriminator, FailFast, Field, StringConstraints, Tag
+from typing_extensions import TypeAliasType
 
-from gateway.schemas.generation import GenerationRequest, TokenId
+from gateway.schemas.generation import GenerationRequest, TokenIds
 
-_Ids = Annotated[list[TokenId], FailFast(), Field(min_length=1)]
-_Text = Annotated[str, Field(min_length=1)]
+PromptText = TypeAliasType("PromptText", Annotated[str, StringConstraints(min_length=1)])
+PromptTexts = TypeAliasType("PromptTexts", Annotated[list[PromptText], FailFast(), Field(min_length=1)])
+PromptTokens = TypeAliasType("PromptTokens", Annotated[list[TokenIds], FailFast(), Field(min_length=1)])
+
+
+def _prompt_kind(prompt: object) -> str | None:
+    """Tell the kinds apart first, so that complaints are about the one that was meant."""
+    match prompt:
+        case str():
+            return "Text"
+        case [int(), *_]:
+            return "Tokens"
+        case [list(), *_]:
+            return "TokenLists"
+        case list():
+            return "Texts"
+    return None
+
+
+Prompt = Annotated[
+    Annotated[PromptText, Tag("Text")]
+    | Annotated[PromptTexts, Tag("Texts")]
+    | Annotated[TokenIds, Tag("Tokens")]
+    | Annotated[PromptTokens, Tag("TokenLists")],
+    Discriminator(
+        _prompt_kind,
+        custom_error_type="prompt_kind",
+        custom_error_message="Input should be a string, token ids, or a list of either",
+    ),
+]
 
 DEFAULT_MAX_TOKENS = 16
 
@@ -16,12 +45,7 @@ DEFAULT_MAX_TOKENS = 16
 class CompletionRequest(GenerationRequest):
     """A completion, with OpenAI's parameters and vLLM's."""
 
-    prompt: (
-        _Text
-        | Annotated[list[_Text], FailFast(), Field(min_length=1)]
-        | _Ids
-        | Annotated[list[_Ids], FailFast(), Field(min_length=1)]
-    )
+    prompt: Prompt
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0)
     add_special_tokens: bool | None = None

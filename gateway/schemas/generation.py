@@ -6,10 +6,15 @@ The API's JSON is flat, so the two requests extend this one model; everywhere el
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints
+from typing_extensions import TypeAliasType
 
 INT32_MAX = 2**31 - 1
 
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
+# Lists stop at their first bad item: a hundred thousand complaints would help nobody. They have names because
+# annotated types cannot be members of a union under Python 3.11.
+TokenIds = TypeAliasType("TokenIds", Annotated[list[TokenId], FailFast(), Field(min_length=1)])
+StopStrings = TypeAliasType("StopStrings", Annotated[list[str], FailFast()])
 BiasKey = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}$")]
 
 
@@ -47,8 +52,8 @@ class GenerationRequest(BaseModel):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: dict[BiasKey, Annotated[float, Field(ge=-100, le=100)]] | None = None
     seed: int | None = Field(None, ge=-(2**63), le=2**64 - 1)
-    stop: str | Annotated[list[str], FailFast()] | None = None
-    stop_token_ids: Annotated[list[TokenId], FailFast()] | None = None
+    stop: str | StopStrings | None = None
+    stop_token_ids: list[TokenId] | None = Field(None, fail_fast=True)
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None

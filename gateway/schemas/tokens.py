@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, RootModel, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, RootModel, Tag
 
 from gateway.schemas.chat import ChatPromptFields
 from gateway.schemas.generation import TokenId
@@ -25,13 +25,13 @@ class TokenizeChatRequest(ChatPromptFields):
 
 
 def _input_kind(document: object) -> str:
-    return "chat" if isinstance(document, dict) and "messages" in document else "text"
+    return "Chat" if isinstance(document, dict) and "messages" in document else "Text"
 
 
 class TokenizeRequest(
     RootModel[
         Annotated[
-            Annotated[TokenizeTextRequest, Tag("text")] | Annotated[TokenizeChatRequest, Tag("chat")],
+            Annotated[TokenizeTextRequest, Tag("Text")] | Annotated[TokenizeChatRequest, Tag("Chat")],
             Discriminator(_input_kind),
         ]
     ]
@@ -45,4 +45,4 @@ class DetokenizeRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     model: str | None = None
-    tokens: Annotated[list[TokenId], FailFast()]
+    tokens: list[TokenId] = Field(fail_fast=True)
