@@ -40,12 +40,21 @@ def create_app(
     FastAPI's own telemetry is off, because `gateway.calls` makes one span a request. There is no /docs: a
     browser cannot send the key that every path asks for. /openapi.json is there.
     """
+    routers = (
+        chat_routes(serving),
+        completion_routes(serving),
+        model_routes(serving.pool),
+        token_routes(serving.pool),
+        health_routes(serving.pool),
+        metrics_routes(metrics_upstreams),
+    )
     app = FastAPI(
         title="Quire",
         version=quire.__version__,
         docs_url=None,
         redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},
+        routes=[route for router in routers for route in router.routes],
         exception_handlers={
             QuireError: _answer_error,
             ApiError: _answer_error,
@@ -53,15 +62,6 @@ def create_app(
             HTTPException: _answer_error,
         },
     )
-    for router in (
-        chat_routes(serving),
-        completion_routes(serving),
-        model_routes(serving.pool),
-        token_routes(serving.pool),
-        health_routes(serving.pool),
-        metrics_routes(metrics_upstreams),
-    ):
-        app.include_router(router)
     # The last one added is the outermost.
     app.add_middleware(BodyLimitMiddleware, max_bytes=max_body_bytes)
     app.add_middleware(AuthMiddleware, api_keys=api_keys, metrics_public=metrics_public)

@@ -70,7 +70,7 @@ class TokenizerPool:
         """Whether some request would be served now."""
         if self.draining:
             return Readiness(False, "shutting down", 1.0)
-        if any(client.ready for client in self._clients):
+        if self.num_ready():
             return Readiness(True, "ready", 1.0)
         up = [client for client in self._clients if client.connected]
         if not up:
@@ -79,6 +79,10 @@ class TokenizerPool:
             return Readiness(False, "the tokenizer service is draining", 1.0)
         progress = max(client.announcement.load_progress for client in up)
         return Readiness(False, "the model is loading", progress)
+
+    def num_ready(self) -> int:
+        """Services that would take a request."""
+        return sum(client.ready for client in self._clients)
 
     def fail_all(self, message: str) -> None:
         """End what still runs, with a retryable error."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import structlog
 import uvicorn
+from fastapi import FastAPI
 
 from gateway.app import create_app
 from gateway.auth import ApiKeys
@@ -34,10 +35,11 @@ class GatewayService:
     def __init__(self, settings: GatewaySettings, shutdown: Shutdown) -> None:
         self._settings = settings
         self._shutdown = shutdown
-        self._pool = TokenizerPool(settings.tokenizers)
+        self.pool = TokenizerPool(settings.tokenizers)
         self._tasks: list[asyncio.Task[None]] = []
         self._server: _Server | None = None
         self.address = settings.listen
+        self.app: FastAPI | None = None
 
     async def start(self) -> None:
         """Listen. Raises ListenError, KeysFileError."""
@@ -47,7 +49,7 @@ class GatewayService:
         if listener.family != socket.AF_UNIX:
             self.address = "{}:{}".format(*listener.getsockname()[:2])
         serving = Serving(
-            pool=self._pool,
+            pool=self.pool,
             limits=Limits(
                 max_n=settings.max_n,
                 max_prompts=settings.max_prompts,
@@ -57,7 +59,7 @@ class GatewayService:
             ),
             max_buffered_bytes=settings.max_buffered_bytes,
         )
-        app = create_app(
+        self.app = create_app(
             serving,
             self._api_keys(),
             max_body_bytes=settings.max_body_bytes,
@@ -66,7 +68,7 @@ class GatewayService:
         )
         self._server = _Server(
             uvicorn.Config(
-                app,
+                self.app,
                 http="httptools",
                 ws="none",
                 lifespan="off",
@@ -79,20 +81,20 @@ class GatewayService:
                 timeout_graceful_shutdown=1,
             )
         )
-        self._spawn("sessions", self._pool.run())
+        self._spawn("sessions", self.pool.run())
         self._spawn("http server", self._server.serve(sockets=[listener]))
         await self._server.listening.wait()
 
     async def drain(self) -> None:
         """Turn readiness off and refuse new requests; return when the last call has been answered."""
-        self._pool.draining = True
+        self.pool.draining = True
         if self._server is not None:
             await self._server.wait_idle()
 
     async def stop(self) -> None:
         """End what still runs, each with an error that says so, and close everything."""
-        self._pool.draining = True
-        self._pool.fail_all("the server is shutting down; try again")
+        self.pool.draining = True
+        self.pool.fail_all("the server is shutting down; try again")
         if self._server is not None:
             self._server.should_exit = True
         for task in reversed(self._tasks):
@@ -103,7 +105,7 @@ class GatewayService:
 
     def readiness(self) -> Readiness:
         """Whether a request would be served now."""
-        return self._pool.readiness()
+        return self.pool.readiness()
 
     def _api_keys(self) -> ApiKeys:
         """The keys; where there are none at all, the first one, shown on standard output this once."""
