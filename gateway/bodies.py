@@ -1,6 +1,7 @@
 """Request bodies: bounded while they are read, then parsed strictly."""
 
 import asyncio
+import contextlib
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -16,10 +17,16 @@ M = TypeVar("M", bound=BaseModel)
 
 # For a body that trickles in; a slow but honest upload of the longest one takes less.
 _READ_LIMIT_S = 60.0
+_DISCARD_LIMIT_S = 5.0
+_DISCARD_FACTOR = 4
 
 
 class BodyLimitMiddleware:
-    """Refuses bodies longer than `max_bytes`, announced or not."""
+    """Refuses bodies longer than `max_bytes`, announced or not.
+
+    A client that is still sending does not see an answer whose connection is closed under it, so some of what
+    is too much is read and thrown away first.
+    """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
@@ -32,6 +39,7 @@ class BodyLimitMiddleware:
             return
         announced = Headers(scope=scope).get("content-length", "0")
         if announced.isdigit() and int(announced) > self._max_bytes:
+            await self._discard(receive)
             await self._too_large().response()(scope, receive, send)
             return
         num_bytes = 0
@@ -41,13 +49,25 @@ class BodyLimitMiddleware:
             message = await receive()
             num_bytes += len(message.get("body", b""))
             if num_bytes > self._max_bytes:
+                if message.get("more_body"):
+                    await self._discard(receive)
                 raise self._too_large()
             return message
 
         await self._app(scope, receive_bounded, send)
 
+    async def _discard(self, receive: Receive) -> None:
+        num_bytes = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DISCARD_LIMIT_S):
+                while num_bytes < _DISCARD_FACTOR * self._max_bytes:
+                    message = await receive()
+                    num_bytes += len(message.get("body", b""))
+                    if not message.get("more_body"):
+                        return
+
     def _too_large(self) -> ApiError:
-        # The rest of the body is not worth reading, so the connection is of no more use.
+        # What may be left of the body is not worth reading, so the connection is of no more use.
         headers = {"Connection": "close"}
         return ApiError(TOO_LARGE, f"the request body is over {self._max_bytes} bytes", headers=headers)
 

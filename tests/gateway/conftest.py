@@ -1,6 +1,9 @@
 """A gateway on a real socket, with a scripted tokenizer service behind it."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,27 +50,66 @@ def gateway_settings() -> dict[str, object]:
     return {}
 
 
-@pytest.fixture
-async def gateway(
-    tokenizer: FakeTokenizer, tmp_path: Path, gateway_settings: dict[str, object]
-) -> AsyncIterator[RunningGateway]:
-    """A gateway that is ready."""
+@asynccontextmanager
+async def running_service(
+    tokenizer: FakeTokenizer, directory: Path, overrides: dict[str, object]
+) -> AsyncIterator[GatewayService]:
+    """A gateway that is ready, in this loop."""
     settings = GatewaySettings(
         **{
             "listen": "127.0.0.1:0",
             "tokenizers": (tokenizer.address,),
             "api_key": API_KEY,
-            "keys_file": str(tmp_path / "keys.json"),
-            **gateway_settings,
-        }
+            "keys_file": str(directory / "keys.json"),
+            **overrides,
+        }  # type: ignore[arg-type]
     )
     service = GatewayService(settings, Shutdown())
     await service.start()
-    url = f"http://{service.address}"
-    async with (
-        httpx2.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {API_KEY}"}, timeout=20) as http,
-        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=API_KEY, max_retries=0, timeout=20) as sdk,
-    ):
+    try:
         await until(lambda: service.readiness().ready)
-        yield RunningGateway(service, tokenizer, http, sdk)
-    await service.stop()
+        yield service
+    finally:
+        await service.stop()
+
+
+@pytest.fixture
+async def gateway(
+    tokenizer: FakeTokenizer, tmp_path: Path, gateway_settings: dict[str, object]
+) -> AsyncIterator[RunningGateway]:
+    """A gateway that is ready, and clients that know its key."""
+    async with running_service(tokenizer, tmp_path, gateway_settings) as service:
+        url = f"http://{service.address}"
+        headers = {"Authorization": f"Bearer {API_KEY}"}
+        async with (
+            httpx2.AsyncClient(base_url=url, headers=headers, timeout=20) as http,
+            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=API_KEY, max_retries=0, timeout=20) as sdk,
+        ):
+            yield RunningGateway(service, tokenizer, http, sdk)
+
+
+@contextmanager
+def gateway_in_thread(directory: Path) -> Iterator[str]:
+    """The URL of a gateway in a loop of its own, for tests that are not asynchronous."""
+    url: list[str] = []
+    started, stop = threading.Event(), asyncio.Event()
+
+    async def serve() -> None:
+        fake = FakeTokenizer()
+        await fake.start()
+        async with running_service(fake, directory, {}) as service:
+            url.append(f"http://{service.address}")
+            started.set()
+            await stop.wait()
+        await fake.stop()
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    try:
+        assert started.wait(20)
+        yield url[0]
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()

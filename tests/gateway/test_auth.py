@@ -9,13 +9,9 @@ from pathlib import Path
 import pytest
 from starlette.routing import Route
 
-from gateway.server import GatewayService
-from gateway.settings import GatewaySettings
 from quire import keys
-from quire.service import Shutdown
-from tests.gateway.conftest import API_KEY, RunningGateway
+from tests.gateway.conftest import API_KEY, RunningGateway, running_service
 from tests.support.fake_tokenizer import FakeTokenizer
-from tests.support.until import until
 
 OPEN = {"/health", "/health/live", "/health/ready"}
 GUARDED = {"/v1/chat/completions", "/v1/completions", "/v1/models", "/metrics", "/version", "/openapi.json"}
@@ -126,16 +122,8 @@ class TestUnixSocket:
         # A socket file that a dead process left must not be in the way.
         with socket.socket(socket.AF_UNIX) as stale:
             stale.bind(str(tmp_path / "gateway.sock"))
-        settings = GatewaySettings(
-            listen=f"unix:{tmp_path}/gateway.sock",
-            tokenizers=(tokenizer.address,),
-            keys_file=str(tmp_path / "keys.json"),
-        )
-        service = GatewayService(settings, Shutdown())
-        await service.start()
-        await until(lambda: service.readiness().ready)
-        yield
-        await service.stop()
+        async with running_service(tokenizer, tmp_path, {"listen": f"unix:{tmp_path}/gateway.sock"}):
+            yield
 
     async def test_serves_on_a_unix_socket(self, serving: None, tmp_path: Path) -> None:
         reader, writer = await asyncio.open_unix_connection(str(tmp_path / "gateway.sock"))
