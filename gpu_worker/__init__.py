@@ -1,0 +1,1 @@
+"""The worker: one process per device, which holds weights, KV cache and rows, and runs what it is told."""

@@ -1,0 +1,137 @@
+"""The decoder: one implementation that every supported architecture configures.
+
+Weights are plain tensors in a flat dictionary under their names in `DecoderWeights.specs`; q, k and v, and gate and
+up, are fused, so that a layer is four matrix products.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import embedding, linear
+
+from gpu_worker.kv_cache import KvCache
+from gpu_worker.models.architectures import DecoderConfig
+from gpu_worker.models.rope import cos_sin_table
+from kernels.paged_attention import paged_attention
+from kernels.rms_norm import add_rms_norm, rms_norm
+from kernels.rope_kv_write import rope_kv_write
+from kernels.silu_mul import silu_mul
+
+
+@dataclass(slots=True)
+class AttentionInputs:
+    """What attention needs of a batch: n tokens of some rows, row after row."""
+
+    positions: torch.Tensor
+    """int64 [n]."""
+    slots: torch.Tensor
+    """int64 [n]: where each token's KV goes, block * block_size + offset."""
+    block_tables: torch.Tensor
+    """int64 [rows, max_blocks]."""
+    query_lens: torch.Tensor
+    """int64 [rows]: tokens of each row in this batch."""
+    context_lens: torch.Tensor
+    """int64 [rows]: tokens of each row whose KV exists after this batch."""
+
+
+@dataclass(slots=True)
+class LayerWeights:
+    """One layer; a bias or norm that the architecture lacks is None."""
+
+    input_norm: torch.Tensor
+    qkv: torch.Tensor
+    qkv_bias: torch.Tensor | None
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    output: torch.Tensor
+    output_bias: torch.Tensor | None
+    post_norm: torch.Tensor
+    gate_up: torch.Tensor
+    gate_up_bias: torch.Tensor | None
+    down: torch.Tensor
+    down_bias: torch.Tensor | None
+
+
+def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter: layers are `layers.<i>.<field of LayerWeights>`."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    layer: dict[str, tuple[int, ...]] = {
+        "input_norm": (hidden,),
+        "qkv": (q_size + 2 * kv_size, hidden),
+        "output": (hidden, q_size),
+        "post_norm": (hidden,),
+        "gate_up": (2 * inner, hidden),
+        "down": (hidden, inner),
+    }
+    if config.qkv_bias:
+        layer["qkv_bias"] = (q_size + 2 * kv_size,)
+    if config.output_bias:
+        layer["output_bias"] = (hidden,)
+    if config.qk_norm:
+        layer["q_norm"] = layer["k_norm"] = (config.head_dim,)
+    if config.mlp_bias:
+        layer["gate_up_bias"], layer["down_bias"] = (2 * inner,), (hidden,)
+    shapes: dict[str, tuple[int, ...]] = {"embedding": (config.vocab_size, hidden), "final_norm": (hidden,)}
+    if not config.tie_word_embeddings:
+        shapes["head"] = (config.vocab_size, hidden)
+    for index in range(config.num_layers):
+        shapes |= {f"layers.{index}.{name}": shape for name, shape in layer.items()}
+    return shapes
+
+
+class Decoder:
+    """Computes hidden states and logits; keeps no state of its own besides weights and RoPE tables."""
+
+    def __init__(
+        self, config: DecoderConfig, parameters: dict[str, torch.Tensor], num_positions: int
+    ) -> None:
+        self.config = config
+        self._embedding = parameters["embedding"]
+        self._final_norm = parameters["final_norm"]
+        self._head = parameters.get("head", self._embedding)
+        fields = LayerWeights.__dataclass_fields__
+        self._layers = [
+            LayerWeights(**{name: parameters.get(f"layers.{index}.{name}") for name in fields})  # type: ignore[arg-type]
+            for index in range(config.num_layers)
+        ]
+        table = cos_sin_table(config.rope, config.head_dim, num_positions)
+        self._cos_sin = table.to(self._embedding.device)
+        self._scale = config.head_dim**-0.5
+
+    def forward(self, token_ids: torch.Tensor, inputs: AttentionInputs, cache: KvCache) -> torch.Tensor:
+        """Hidden states [n, hidden] of token_ids [n] int64; writes their KV."""
+        eps = self.config.rms_norm_eps
+        residual = embedding(token_ids, self._embedding)
+        x = rms_norm(residual, self._layers[0].input_norm, eps)
+        for index, layer in enumerate(self._layers):
+            x = self._attention(index, layer, x, inputs, cache)
+            x, residual = add_rms_norm(x, residual, layer.post_norm, eps)
+            x = linear(silu_mul(linear(x, layer.gate_up, layer.gate_up_bias)), layer.down, layer.down_bias)
+            last = index + 1 == len(self._layers)
+            following = self._final_norm if last else self._layers[index + 1].input_norm
+            x, residual = add_rms_norm(x, residual, following, eps)
+        return x
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 [n, vocab] of hidden states [n, hidden]."""
+        return linear(hidden, self._head).float()
+
+    def _attention(
+        self, index: int, layer: LayerWeights, x: torch.Tensor, inputs: AttentionInputs, cache: KvCache
+    ) -> torch.Tensor:
+        config = self.config
+        qkv = linear(x, layer.qkv, layer.qkv_bias).view(
+            -1, config.num_heads + 2 * config.num_kv_heads, config.head_dim
+        )
+        q, k, v = torch.split(qkv, [config.num_heads, config.num_kv_heads, config.num_kv_heads], dim=1)
+        keys, values = cache.keys[index], cache.values[index]
+        q = rope_kv_write(
+            q, k, v, self._cos_sin, inputs.positions, inputs.slots, keys, values,
+            layer.q_norm, layer.k_norm, config.rms_norm_eps,
+        )  # fmt: skip
+        out = paged_attention(
+            q, keys, values, inputs.block_tables, inputs.query_lens, inputs.context_lens,
+            self._scale, config.windows[index],
+        )  # fmt: skip
+        return linear(out.reshape(len(x), -1), layer.output, layer.output_bias)

@@ -1,0 +1,181 @@
+"""The Worker service: the lease, the step protocol's stream, and what the worker says of itself."""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import structlog
+
+from gpu_worker import metrics
+from gpu_worker.loading import LoadedWorker, load
+from gpu_worker.settings import WorkerSettings
+from gpu_worker.step_loop import CommandStream, StepCounts, StepLoop, Superseded
+from quire.errors import InvalidRequest, NotReady, QuireError
+from quire.rpc.server import RpcServer
+from quire.service import Shutdown
+from quire.v1 import types_pb2, worker_pb2, worker_pb2_grpc
+
+log = structlog.get_logger()
+
+LEASE_KEY = "quire-lease-epoch"
+SERVICE_NAME = worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name
+_MAX_LEASE_EPOCH = 2**64 - 1
+
+
+class WorkerServicer(worker_pb2_grpc.WorkerServicer):
+    """The service and the process around it: listens at once, loads in a thread, then runs what it is told."""
+
+    def __init__(self, settings: WorkerSettings, shutdown: Shutdown) -> None:
+        self._settings = settings
+        self._shutdown = shutdown
+        self.rpc = RpcServer(settings.listen)
+        worker_pb2_grpc.add_WorkerServicer_to_server(self, self.rpc.server)
+        self._epoch = int.from_bytes(os.urandom(8), "little") | 1
+        self._progress = 0.0
+        self._loading: asyncio.Task[None] | None = None
+        self._loaded: LoadedWorker | None = None
+        self._step_loop: StepLoop | None = None
+        self._lease_epoch = 0
+        self._draining = False
+
+    # -- the process
+
+    async def start(self) -> None:
+        """Listen, and begin to load."""
+        await self.rpc.start([SERVICE_NAME])
+        self._loading = asyncio.create_task(self._load(), name="load")
+
+    async def drain(self) -> None:
+        """Say so. The scheduler adds the sequences that run here elsewhere, with their tokens so far."""
+        self._draining = True
+        await self.rpc.set_serving(False)
+
+    async def stop(self) -> None:
+        """Close the stream and the thread."""
+        if self._loading is not None:
+            self._loading.cancel()
+        await self.rpc.stop(0)
+        if self._step_loop is not None:
+            await asyncio.to_thread(self._step_loop.close)
+
+    async def _load(self) -> None:
+        started = time.monotonic()
+        try:
+            loaded = await asyncio.to_thread(load, self._settings, self._epoch, self._on_progress)
+        except QuireError as error:
+            self._shutdown.fail(error.message)
+            return
+        except (RuntimeError, MemoryError, OSError) as error:
+            log.error("loading failed", exc_info=error)
+            self._shutdown.fail(f"cannot load {self._settings.model}: {error}")
+            return
+        self._loaded = loaded
+        self._progress = 1.0
+        self._step_loop = StepLoop(loaded.runner)
+        metrics.load_seconds.set(time.monotonic() - started)
+        metrics.kv_cache_bytes.set(loaded.description.kv_cache_bytes)
+        metrics.weights_bytes.set(loaded.description.weights_bytes)
+        log.info(
+            "ready",
+            model=loaded.description.model.name,
+            weights_mib=loaded.description.weights_bytes >> 20,
+            kv_cache_tokens=loaded.description.num_blocks * loaded.description.block_size,
+            kv_cache_mib=loaded.description.kv_cache_bytes >> 20,
+            seconds=round(time.monotonic() - started, 2),
+        )
+        await self.rpc.set_serving(True)
+
+    def _on_progress(self, share: float) -> None:
+        self._progress = min(share, 0.99)
+
+    # -- the calls
+
+    async def Describe(  # noqa: N802
+        self, request: worker_pb2.DescribeRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> worker_pb2.WorkerDescription:
+        """What this worker is; NotReady while it loads."""
+        return self._ready().description
+
+    async def GetStatus(  # noqa: N802
+        self, request: types_pb2.GetStatusRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> worker_pb2.WorkerStatus:
+        """What it is doing."""
+        stream = self._step_loop.stream if self._step_loop is not None else None
+        counts = self._step_loop.counts if self._step_loop is not None else StepCounts()
+        state = types_pb2.SERVICE_STATE_READY if self._loaded else types_pb2.SERVICE_STATE_STARTING
+        return worker_pb2.WorkerStatus(
+            state=types_pb2.SERVICE_STATE_DRAINING if self._draining else state,
+            worker_id=self._settings.worker_id,
+            worker_epoch=self._epoch,
+            load_progress=self._progress,
+            rows_used=counts.rows_used,
+            blocks_used=self._step_loop.num_blocks_used if self._step_loop is not None else 0,
+            last_step_id=counts.last_step_id,
+            commands_in_flight=stream.in_flight if stream is not None else 0,
+            steps_executed=counts.steps_executed,
+            tokens_computed=counts.tokens_computed,
+            lease_epoch=self._lease_epoch if stream is not None else 0,
+        )
+
+    async def Drain(  # noqa: N802
+        self, request: types_pb2.DrainRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> types_pb2.DrainResponse:
+        """Begin to leave."""
+        self._shutdown.request("Drain was called")
+        return types_pb2.DrainResponse()
+
+    async def Run(  # noqa: N802
+        self,
+        request_iterator: AsyncIterator[worker_pb2.StepCommand],
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> AsyncIterator[worker_pb2.StepResult]:
+        """The step protocol, for whoever has the newest lease."""
+        self._ready()
+        step_loop = self._step_loop
+        assert step_loop is not None
+        lease_epoch = _lease_epoch(context)
+        if lease_epoch < self._lease_epoch:
+            raise Superseded(f"this worker is leased under epoch {self._lease_epoch}")
+        self._lease_epoch = lease_epoch
+        stream = step_loop.begin()
+        # Tells the scheduler that the lease is its own.
+        await context.send_initial_metadata(())
+        reader = asyncio.create_task(self._read(request_iterator, stream, lease_epoch), name="commands")
+        try:
+            async for result in step_loop.results(stream):
+                yield result
+        finally:
+            reader.cancel()
+            step_loop.end(stream)
+
+    async def _read(
+        self, commands: AsyncIterator[worker_pb2.StepCommand], stream: CommandStream, lease_epoch: int
+    ) -> None:
+        assert self._step_loop is not None
+        expected = 1
+        async for command in commands:
+            if command.lease_epoch != lease_epoch:
+                stream.results.put_nowait(Superseded(f"this stream is leased under epoch {lease_epoch}"))
+                return
+            if command.step_id != expected:
+                problem = InvalidRequest(f"step {command.step_id} came where {expected} was due")
+                stream.results.put_nowait(problem)
+                return
+            expected += 1
+            await self._step_loop.submit(stream, command)
+        self._step_loop.complete(stream)
+
+    def _ready(self) -> LoadedWorker:
+        if self._loaded is None:
+            raise NotReady(f"the weights are loading ({self._progress:.0%})", retry_after_s=1.0)
+        return self._loaded
+
+
+def _lease_epoch(context: grpc.aio.ServicerContext[Any, Any]) -> int:
+    text = next((str(value) for key, value in context.invocation_metadata() or () if key == LEASE_KEY), "0")
+    if not (text.isascii() and text.isdigit() and int(text) <= _MAX_LEASE_EPOCH):
+        raise InvalidRequest(f"the metadata {LEASE_KEY} must be a decimal uint64, not {text[:40]!r}")
+    return int(text)

@@ -1,0 +1,45 @@
+"""What a worker can be told."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from gpu_worker.memory import parse_bytes
+from quire.settings import ServiceSettings
+
+
+class WorkerSettings(ServiceSettings):
+    """Settings of `python -m gpu_worker`."""
+
+    listen: str = Field("127.0.0.1:8003", description="address to serve on: host:port, or unix:/path")
+    worker_id: str = Field("worker-0", description="name of this worker, the same after a restart")
+    model: str = Field(description="checkpoint directory or hub id")
+    served_model_name: str = Field(
+        "", description="name that clients ask for; empty: the last part of `model`"
+    )
+    load_format: Literal["auto", "dummy"] = Field("auto", description="dummy: random weights of the config")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of weights and KV; auto: the checkpoint's on a GPU, float32 on a CPU"
+    )
+    max_model_len: int = Field(
+        0, ge=0, description="most tokens of prompt and output; 0: what the model allows"
+    )
+    max_rows: int = Field(64, ge=1, le=4096, description="most sequences that run at once")
+    max_step_tokens: int = Field(2048, ge=1, description="most token positions in one step")
+    max_decode_steps: int = Field(8, ge=1, le=64, description="most decode steps in one command")
+    max_logprobs: int = Field(20, ge=0, le=256, description="most likeliest tokens reported per token")
+    block_size: int = Field(16, ge=1, le=256, description="tokens per KV block")
+    kv_cache_memory: str = Field(
+        "",
+        description="size of the KV cache, such as 2GiB; empty: every row at a quarter of max_model_len, "
+        "at most a quarter of the memory that is free",
+    )
+    threads: int = Field(0, ge=0, description="CPU threads for the model; 0: one per core")
+
+    @field_validator("kv_cache_memory")
+    @classmethod
+    def _is_size(cls, value: str) -> str:
+        if value:
+            parse_bytes(value)
+        return value

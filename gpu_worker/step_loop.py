@@ -1,0 +1,168 @@
+"""The one thread that owns the model and its device; the event loop only hands commands over and results back."""
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import grpc
+import structlog
+
+from gpu_worker import metrics
+from gpu_worker.model_runner import ModelRunner
+from gpu_worker.row_spans import RowSpans
+from quire.errors import Internal, QuireError
+from quire.v1 import worker_pb2
+
+log = structlog.get_logger()
+
+# Far more than any pipeline is deep: a peer that sends more without reading waits.
+_MAX_IN_FLIGHT = 64
+
+
+class Superseded(QuireError):
+    """Another scheduler has the lease."""
+
+    status = grpc.StatusCode.ABORTED
+
+
+@dataclass(slots=True, eq=False)
+class CommandStream:
+    """One `Run` stream's way through the step loop. All fields belong to the event loop's thread."""
+
+    results: "asyncio.Queue[worker_pb2.StepResult | QuireError | None]" = field(default_factory=asyncio.Queue)
+    """In the order of the commands; an error or None is the last."""
+    room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_MAX_IN_FLIGHT))
+    is_over: bool = False
+    is_complete: bool = False
+    """No further command will come."""
+    in_flight: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepCounts:
+    """What the step loop has done, as of the last command that retired."""
+
+    rows_used: int = 0
+    last_step_id: int = 0
+    steps_executed: int = 0
+    tokens_computed: int = 0
+
+
+class StepLoop:
+    """Runs commands of one stream at a time, in order."""
+
+    def __init__(self, runner: ModelRunner) -> None:
+        self._runner = runner
+        self._spans = RowSpans()
+        self._inbox: queue.SimpleQueue[tuple[CommandStream, worker_pb2.StepCommand | None] | None] = (
+            queue.SimpleQueue()
+        )
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._work, name="step loop", daemon=True)
+        self.stream: CommandStream | None = None
+        self.counts = StepCounts()
+        self._thread.start()
+
+    def begin(self) -> CommandStream:
+        """Take the rows: the stream before ends with an error, every row is removed."""
+        if self.stream is not None:
+            self.stream.results.put_nowait(Superseded("another scheduler has taken the lease"))
+            self.end(self.stream)
+        self.stream = CommandStream()
+        self._inbox.put((self.stream, None))
+        return self.stream
+
+    def end(self, stream: CommandStream) -> None:
+        """The stream is gone; what it has in flight is dropped, and its rows with it."""
+        stream.is_over = True
+        if self.stream is stream:
+            self.stream = None
+            self._inbox.put((stream, None))
+
+    async def submit(self, stream: CommandStream, command: worker_pb2.StepCommand) -> None:
+        """Queue a command; waits while too many are in flight."""
+        await stream.room.acquire()
+        stream.in_flight += 1
+        self._inbox.put((stream, command))
+
+    def complete(self, stream: CommandStream) -> None:
+        """No further command will come: the stream ends after the results of those in flight."""
+        stream.is_complete = True
+        if stream.in_flight == 0:
+            stream.results.put_nowait(None)
+
+    @property
+    def num_blocks_used(self) -> int:
+        """Distinct blocks that rows in use name."""
+        return self._runner.rows.num_blocks_used
+
+    @staticmethod
+    async def results(stream: CommandStream) -> AsyncIterator[worker_pb2.StepResult]:
+        """Results in the order of the commands. Raises the QuireError that a bad command ended the stream with."""
+        while True:
+            result = await stream.results.get()
+            if result is None:
+                return
+            if isinstance(result, QuireError):
+                raise result
+            stream.room.release()
+            yield result
+
+    def close(self) -> None:
+        """Let the thread end."""
+        self._inbox.put(None)
+        self._thread.join()
+
+    # -- in the thread
+
+    def _work(self) -> None:
+        while (item := self._inbox.get()) is not None:
+            stream, command = item
+            if command is None:
+                self._runner.clear()
+                self._spans.clear()
+                self._post(stream, None)
+            elif not stream.is_over:
+                self._execute(stream, command)
+
+    def _execute(self, stream: CommandStream, command: worker_pb2.StepCommand) -> None:
+        answer: worker_pb2.StepResult | QuireError
+        try:
+            self._spans.received(command)
+            answer = self._runner.execute(command)
+            self._spans.retired(answer)
+        except QuireError as error:
+            metrics.protocol_errors.inc()
+            answer = error
+        except Exception as error:
+            # A fault of ours, or of the device: this stream's rows are lost, the process serves the next one.
+            log.error("a step failed", step_id=command.step_id, exc_info=error)
+            answer = Internal(f"step {command.step_id} failed: an internal error, which was logged")
+        if isinstance(answer, QuireError):
+            stream.is_over = True
+        else:
+            metrics.step_seconds.observe(answer.step_s)
+            metrics.commands.inc()
+            metrics.tokens_computed.inc(answer.tokens_computed)
+            metrics.row_errors.inc(len(answer.errors))
+        self._post(stream, answer, command.step_id)
+
+    def _post(
+        self, stream: CommandStream, answer: worker_pb2.StepResult | QuireError | None, step_id: int = 0
+    ) -> None:
+        rows = self._runner.rows
+        counts = StepCounts(rows.num_used, step_id, self._runner.steps_executed, self._runner.tokens_computed)
+        metrics.rows_used.set(counts.rows_used)
+        self._loop.call_soon_threadsafe(self._deliver, stream, answer, counts)
+
+    def _deliver(
+        self, stream: CommandStream, answer: worker_pb2.StepResult | QuireError | None, counts: StepCounts
+    ) -> None:
+        self.counts = counts
+        if answer is not None:
+            stream.in_flight -= 1
+            stream.results.put_nowait(answer)
+            if stream.is_complete and stream.in_flight == 0:
+                stream.results.put_nowait(None)

@@ -1,0 +1,19 @@
+"""Log-probabilities of chosen tokens and of the likeliest ones. Floor: one read of the logits."""
+
+import torch
+
+from kernels.dispatch import implementation
+
+
+def logprobs(
+    logits: torch.Tensor, token_ids: torch.Tensor, num_top: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """log softmax of raw logits at the chosen tokens and at the `num_top` likeliest.
+
+    logits [n, vocab], token_ids [n] int64. Returns float32 [n], int64 [n, num_top] and float32 [n, num_top],
+    likeliest first.
+    """
+    result: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = implementation("logprobs", logits).logprobs(
+        logits, token_ids, num_top
+    )
+    return result

@@ -1,0 +1,62 @@
+"""Plain torch: row by row, each row's pages gathered once."""
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+
+def paged_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    query_lens: torch.Tensor,
+    context_lens: torch.Tensor,
+    scale: float,
+    window: int | None,
+) -> torch.Tensor:
+    """See `kernels.paged_attention`."""
+    block_size = k_cache.shape[2]
+    output = torch.empty_like(q)
+    start = 0
+    for row, (query_len, context_len) in enumerate(
+        zip(query_lens.tolist(), context_lens.tolist(), strict=True)
+    ):
+        # Blocks that the window has left behind for every query of the row are not read.
+        first = 0 if window is None else max(0, context_len - query_len - window + 1) // block_size
+        blocks = block_tables[row, first : -(-context_len // block_size)]
+        offset = first * block_size
+        keys = _gather(k_cache, blocks, context_len - offset, q.dtype)
+        values = _gather(v_cache, blocks, context_len - offset, q.dtype)
+        end = start + query_len
+        output[start:end] = _attend(q[start:end], keys, values, scale, window)
+        start = end
+    return output
+
+
+def _gather(cache: torch.Tensor, blocks: torch.Tensor, length: int, dtype: torch.dtype) -> torch.Tensor:
+    """The tokens of some blocks, [kv_heads, length, d]."""
+    pages = cache[blocks].to(dtype)  # [blocks, kv_heads, block_size, d]
+    return pages.transpose(0, 1).reshape(cache.shape[1], -1, cache.shape[3])[:, :length]
+
+
+def _attend(
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, window: int | None
+) -> torch.Tensor:
+    """q [n, heads, d] are the last n of the tokens of keys and values [kv_heads, length, d]."""
+    query_len, heads, head_dim = q.shape
+    kv_heads, length = keys.shape[:2]
+    if query_len == 1 and (window is None or window >= length):
+        grouped = q.view(kv_heads, heads // kv_heads, head_dim)
+        weights = torch.softmax((grouped @ keys.transpose(1, 2)).float() * scale, dim=-1).to(q.dtype)
+        return (weights @ values).view(1, heads, head_dim)
+    group = heads // kv_heads
+    queries = q.transpose(0, 1)[None]
+    spread_keys = keys.repeat_interleave(group, dim=0)[None]
+    spread_values = values.repeat_interleave(group, dim=0)[None]
+    query_at = torch.arange(length - query_len, length, device=q.device)[:, None]
+    key_at = torch.arange(length, device=q.device)[None, :]
+    visible = key_at <= query_at
+    if window is not None:
+        visible &= key_at > query_at - window
+    out = scaled_dot_product_attention(queries, spread_keys, spread_values, attn_mask=visible, scale=scale)
+    return out[0].transpose(0, 1)

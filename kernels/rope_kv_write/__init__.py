@@ -1,0 +1,35 @@
+"""Per-head norm of queries and keys, rotary position embedding, and the write of keys and values to their slots.
+
+Rotary embedding: Su et al., "RoFormer", 2021, in the half-split form of Hugging Face checkpoints.
+Floor: one read of q, k, v and one write of q and of the two cache slots per token.
+"""
+
+import torch
+
+from kernels.dispatch import implementation
+
+
+def rope_kv_write(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cos_sin: torch.Tensor,
+    positions: torch.Tensor,
+    slots: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    q_weight: torch.Tensor | None = None,
+    k_weight: torch.Tensor | None = None,
+    eps: float = 0.0,
+) -> torch.Tensor:
+    """Rotate q and k at their positions, write k and v to the cache, return the rotated q.
+
+    q [n, heads, d], k and v [n, kv_heads, d]; cos_sin [max_positions, d] in float32: d/2 cosines, then d/2
+    sines; positions and slots [n] int64, slot = block * block_size + offset; k_cache and v_cache
+    [num_blocks, kv_heads, block_size, d], written in place. q_weight and k_weight [d]: RMS-normalise each head
+    first (Qwen3). Returns [n, heads, d] in q's dtype.
+    """
+    result: torch.Tensor = implementation("rope_kv_write", q).rope_kv_write(
+        q, k, v, cos_sin, positions, slots, k_cache, v_cache, q_weight, k_weight, eps
+    )
+    return result

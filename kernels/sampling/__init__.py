@@ -1,0 +1,37 @@
+"""Choosing tokens: greedy, or a sample that depends on the row's seed and position and on nothing else.
+
+The sample is the argmax of filtered logits plus Gumbel noise, which is distributed as their softmax (Gumbel,
+1954). The noise comes from Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011)
+keyed by the 64-bit seed, with counter (token id, position, 0, 0): Triton's `tl.philox` gives the same bits.
+Floor: one read of the logits.
+"""
+
+import torch
+
+from kernels.dispatch import implementation
+
+
+def greedy(logits: torch.Tensor) -> torch.Tensor:
+    """The likeliest token of each row; the lowest id among equals. logits [n, vocab]; returns int64 [n]."""
+    result: torch.Tensor = implementation("sampling", logits).greedy(logits)
+    return result
+
+
+def sample(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+) -> torch.Tensor:
+    """A token per row, int64 [n]: temperature, then top-k, top-p and min-p, then a draw; greedy at temperature 0.
+
+    logits [n, vocab] float32 (-inf forbids a token); temperature, top_p, min_p [n] float32; top_k [n] int64
+    (0 keeps all); seeds [n] int64 (the bits of a uint64); positions [n] int64: of the token to be drawn.
+    """
+    result: torch.Tensor = implementation("sampling", logits).sample(
+        logits, temperature, top_k, top_p, min_p, seeds, positions
+    )
+    return result
