@@ -37,9 +37,11 @@ class BodyLimitMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        announced = Headers(scope=scope).get("content-length", "0")
+        headers = Headers(scope=scope)
+        announced = headers.get("content-length", "0")
         if announced.isdigit() and int(announced) > self._max_bytes:
-            await self._discard(receive)
+            if "expect" not in headers:  # a client that asks before it sends needs no more than the answer
+                await self._discard(receive)
             await self._too_large().response()(scope, receive, send)
             return
         num_bytes = 0

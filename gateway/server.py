@@ -28,6 +28,8 @@ _KEEP_ALIVE_S = 75
 # A client that takes nothing for so long is gone, whatever its kernel says.
 _STUCK_CLIENT_MS = 60_000
 
+_SESSIONS = "sessions"
+
 
 class GatewayService:
     """Serves HTTP from `start` to `stop`."""
@@ -81,15 +83,15 @@ class GatewayService:
                 timeout_graceful_shutdown=1,
             )
         )
-        self._spawn("sessions", self.pool.run())
+        self._spawn(_SESSIONS, self.pool.run())
         self._spawn("http server", self._server.serve(sockets=[listener]))
         await self._server.listening.wait()
 
     async def drain(self) -> None:
-        """Turn readiness off and refuse new requests; return when the last call has been answered."""
+        """Turn readiness off and refuse new requests; return when those admitted before are answered."""
         self.pool.draining = True
         if self._server is not None:
-            await self._server.wait_idle()
+            await self._server.wait_answered()
 
     async def stop(self) -> None:
         """End what still runs, each with an error that says so, and close everything."""
@@ -97,11 +99,11 @@ class GatewayService:
         self.pool.fail_all("the server is shutting down; try again")
         if self._server is not None:
             self._server.should_exit = True
+        # The last one first: until the server has ended, its calls still cancel through the sessions.
         for task in reversed(self._tasks):
-            if task.get_name() != "http server":
+            if task.get_name() == _SESSIONS:
                 task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await asyncio.wait([task])
 
     def readiness(self) -> Readiness:
         """Whether a request would be served now."""
@@ -144,9 +146,9 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self.listening.set()
 
-    async def wait_idle(self) -> None:
-        """Return when no call is being answered."""
-        while tasks := set(self.server_state.tasks):
+    async def wait_answered(self) -> None:
+        """Return when the calls that are now being answered have been; later ones are not waited for."""
+        if tasks := set(self.server_state.tasks):
             await asyncio.wait(tasks)
 
 

@@ -86,6 +86,17 @@ async def test_bodies_over_the_limit(gateway: RunningGateway) -> None:
     await assert_serves(gateway)
 
 
+async def test_a_client_that_asks_before_sending_is_refused_at_once(gateway: RunningGateway) -> None:
+    host, _, port = gateway.service.address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(
+        f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {API_KEY}\r\n"
+        "Content-Type: application/json\r\nContent-Length: 20000000\r\nExpect: 100-continue\r\n\r\n".encode()
+    )
+    assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 413 ")
+    writer.close()
+
+
 async def test_other_content_types_are_refused(gateway: RunningGateway) -> None:
     for content_type in (
         "text/plain",

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Callable
 
+import httpx2
 import openai
 import orjson
 import pytest
@@ -105,6 +106,21 @@ async def test_sync_sdk_works(gateway: RunningGateway) -> None:
             return whole.choices[0].message.content, "".join(c.choices[0].delta.content or "" for c in stream)
 
     assert await asyncio.to_thread(talk) == ("Hello there!", "Hello there!")
+
+
+async def test_sdk_works_in_process(gateway: RunningGateway) -> None:
+    assert gateway.service.app is not None
+    transport = httpx2.ASGITransport(app=gateway.service.app)
+    async with (
+        httpx2.AsyncClient(transport=transport) as http,
+        openai.AsyncOpenAI(base_url="http://gateway/v1", api_key=API_KEY, http_client=http) as sdk,
+    ):
+        whole = await sdk.chat.completions.create(model="tiny", messages=HELLO)  # type: ignore[arg-type]
+        assert whole.choices[0].message.content == "Hello there!"
+        stream = await sdk.chat.completions.create(model="tiny", messages=HELLO, stream=True)  # type: ignore[arg-type]
+        assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == "Hello there!"
+    assert [model.id for model in (await gateway.sdk.models.list()).data] == ["tiny"]
+    assert (await gateway.sdk.models.retrieve("tiny")).owned_by == "quire"
 
 
 async def test_sixty_four_at_once_each_get_their_own_answer(gateway: RunningGateway) -> None:
