@@ -23,7 +23,8 @@ def paged_attention(
 
     q [sum(query_lens), heads, d], row after row; caches [num_blocks, kv_heads, block_size, d], which already
     hold the queries' own keys and values; block_tables [rows, max_blocks], query_lens and context_lens
-    [rows] integers. heads is a multiple of kv_heads. `window`: a token sees itself and the window - 1 before it. Returns the shape and dtype of q.
+    [rows] integers. heads is a multiple of kv_heads. `window`: a token sees itself and the window - 1 before
+    it. Returns the shape and dtype of q.
     """
     result: torch.Tensor = implementation("paged_attention", q).paged_attention(
         q, k_cache, v_cache, block_tables, query_lens, context_lens, scale, window
