@@ -84,6 +84,10 @@ class TokenizerPool:
         """Services that would take a request."""
         return sum(client.ready for client in self._clients)
 
+    def num_live(self) -> int:
+        """Requests in progress."""
+        return sum(client.num_live for client in self._clients)
+
     def fail_all(self, message: str) -> None:
         """End what still runs, with a retryable error."""
         for client in self._clients:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from random import Random
 
 import openai
 import pytest
@@ -85,6 +86,30 @@ async def test_leaving_by_reset_while_text_flows_cancels(gateway: RunningGateway
     await reader.readuntil(b"xxx")
     writer.transport.abort()
     await asyncio.wait_for(gateway.tokenizer.cancelled.get(), 10)
+
+
+async def test_clients_that_leave_at_any_moment_leave_nothing_behind(gateway: RunningGateway) -> None:
+    async def script(request: tokenizer_pb2.TextRequest, send: Send) -> None:
+        for _ in range(40):
+            send(Delta(text="x", num_tokens=1))
+            await asyncio.sleep(0)
+        send(last())
+
+    gateway.tokenizer.script = script
+    random = Random(1)
+
+    async def visit(turns: int, stream: bool) -> None:
+        _, writer = await connect(gateway, {"prompt": ["a", "b"], "stream": stream})
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if random.random() < 0.5:
+            writer.transport.abort()
+        writer.close()
+
+    await asyncio.gather(*(visit(random.randrange(300), random.random() < 0.7) for _ in range(200)))
+    await until(lambda: gateway.service.pool.num_live() == 0)
+    whole = await gateway.http.post("/v1/completions", json={"prompt": "Hi"})
+    assert whole.status_code == 200
 
 
 async def test_a_finished_request_is_not_cancelled(gateway: RunningGateway) -> None:
