@@ -88,6 +88,16 @@ async def gateway(
             yield RunningGateway(service, tokenizer, http, sdk)
 
 
+async def events_of(gateway: RunningGateway, path: str, body: dict[str, object]) -> list[str]:
+    """The `data:` of each event of a stream."""
+    response = await gateway.http.post(path, json={**body, "stream": True})
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *events, rest = response.text.split("\n\n")
+    assert rest == ""
+    return [event.removeprefix("data: ") for event in events]
+
+
 @contextmanager
 def gateway_in_thread(directory: Path) -> Iterator[str]:
     """The URL of a gateway in a loop of its own, for tests that are not asynchronous."""
