@@ -164,8 +164,33 @@ class SchedulerSessionRequest(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class Finish(_message.Message):
+        """A stop string was found: no more tokens are sent for the sequence, but its end is, with its exact ledger."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        HANDLE_FIELD_NUMBER: _builtins.int
+        SEQUENCE_FIELD_NUMBER: _builtins.int
+        handle: _builtins.int
+        """The request's handle."""
+        sequence: _builtins.int
+        """Which sequence of the request."""
+        def __init__(
+            self,
+            *,
+            handle: _builtins.int = ...,
+            sequence: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle", "sequence", b"sequence"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     SUBMIT_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
+    FINISH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def submit(self) -> Global___SchedulerSessionRequest.Submit:
         """A new request."""
@@ -174,17 +199,22 @@ class SchedulerSessionRequest(_message.Message):
     def cancel(self) -> Global___SchedulerSessionRequest.Cancel:
         """Stop a request; nothing more is sent for its handle, not even its end."""
 
+    @_builtins.property
+    def finish(self) -> Global___SchedulerSessionRequest.Finish:
+        """End one sequence whose output is complete."""
+
     def __init__(
         self,
         *,
         submit: Global___SchedulerSessionRequest.Submit | None = ...,
         cancel: Global___SchedulerSessionRequest.Cancel | None = ...,
+        finish: Global___SchedulerSessionRequest.Finish | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "kind", b"kind", "submit", b"submit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "finish", b"finish", "kind", b"kind", "submit", b"submit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "kind", b"kind", "submit", b"submit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "finish", b"finish", "kind", b"kind", "submit", b"submit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["submit", "cancel"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["submit", "cancel", "finish"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
