@@ -1,0 +1,130 @@
+"""Splits a generated answer into content, reasoning and tool calls, by the checkpoint's response template.
+
+The parsing is transformers' `ResponseParser`. Templates that tokenizers lack stand as data in
+response_templates.json, chosen by what the chat template contains.
+"""
+
+import json
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+import structlog
+from transformers.utils.chat_parsing import ResponseParser
+
+from quire.v1 import tokenizer_pb2
+from tokenizer_svc.text_tokenizer import TextTokenizer
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class ParsedText:
+    """New text of a sequence, by kind."""
+
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: list[tokenizer_pb2.ToolCallDelta] = field(default_factory=list)
+
+
+def response_template(tokenizer: TextTokenizer) -> dict[str, Any] | None:
+    """The tokenizer's own, else the first of ours whose marks its chat template contains; None if none fits."""
+    own = getattr(tokenizer.pretrained, "response_template", None)
+    if own:
+        return dict(own)
+    chat_template = str(tokenizer.pretrained.chat_template or "")
+    table = json.loads(resources.files("tokenizer_svc").joinpath("response_templates.json").read_text())
+    for entry in table:
+        if all(mark in chat_template for mark in entry["when_template_contains"]):
+            template: dict[str, Any] = entry["response_template"]
+            return template
+    return None
+
+
+class AnswerParser:
+    """Parses one answer as it comes. What no template explains is content: parsing never fails an answer."""
+
+    def __init__(self, template: dict[str, Any], prompt: str, tools: list[dict[str, Any]]) -> None:
+        self._num_calls = 0
+        self._body = ""
+        self._is_reasoning = False
+        self._parser: ResponseParser | None
+        try:
+            self._parser = ResponseParser(template, prefix=prompt, tools=tools)
+            self._take(self._parser.initial_events)
+        except Exception as error:  # a template of the checkpoint's that transformers cannot use
+            log.warning("the response template does not parse this chat", error=repr(error))
+            self._parser = None
+
+    @property
+    def is_reasoning(self) -> bool:
+        """Whether the next token is most likely inside the reasoning section."""
+        return self._is_reasoning
+
+    def push(self, text: str) -> ParsedText:
+        """Split `text`; what may be part of a delimiter is held back."""
+        if self._parser is None:
+            return ParsedText(content=text)
+        try:
+            return self._take(self._parser.feed(text))
+        except Exception:  # a tool call that is not what the template says: show it as the model wrote it
+            return self._give_up()
+
+    def flush(self) -> ParsedText:
+        """What was held back, at the end."""
+        if self._parser is None:
+            return ParsedText()
+        try:
+            return self._take(self._parser.finalize()[1])
+        except Exception:  # as in push
+            return self._give_up()
+
+    def _give_up(self) -> ParsedText:
+        """Content from here on, beginning with the region that could not be read."""
+        parser, self._parser = self._parser, None
+        self._is_reasoning = False
+        rest = parser._buffer[parser._pos :] if parser is not None else ""
+        return ParsedText(content=self._body + rest)
+
+    def _take(self, events: Iterable[dict[str, Any]]) -> ParsedText:
+        parsed = ParsedText()
+        for event in events:
+            name, kind = event["field"], event["type"]
+            if kind == "region_open":
+                self._body = ""
+                self._is_reasoning = name == "thinking"
+            elif kind == "region_chunk":
+                if name == "content":
+                    parsed.content += event["text"]
+                elif name == "thinking":
+                    parsed.reasoning += event["text"]
+                else:
+                    self._body += event["text"]
+            else:
+                self._is_reasoning = False
+                if name == "tool_calls":
+                    self._add_calls(event["value"], parsed)
+                self._body = ""
+        return parsed
+
+    def _add_calls(self, value: Any, parsed: ParsedText) -> None:
+        for call in value if isinstance(value, list) else [value]:
+            function = call.get("function") if isinstance(call, dict) else None
+            functions = function if isinstance(function, list) else [function]
+            for item in functions:
+                if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+                    parsed.content += self._body
+                    return
+                arguments = item.get("arguments", item.get("parameters", {}))
+                text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+                parsed.tool_calls.append(
+                    tokenizer_pb2.ToolCallDelta(
+                        index=self._num_calls,
+                        id=f"call_{secrets.token_hex(12)}",
+                        name=item["name"],
+                        arguments=text,
+                    )
+                )
+                self._num_calls += 1

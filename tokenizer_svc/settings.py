@@ -1,0 +1,20 @@
+"""What the tokenizer service can be told."""
+
+from pydantic import Field
+
+from quire.settings import ServiceSettings
+
+
+class TokenizerSettings(ServiceSettings):
+    """Settings of `python -m tokenizer_svc`."""
+
+    listen: str = Field("127.0.0.1:8001", description="address to serve on: host:port, or unix:/path")
+    scheduler: str = Field("127.0.0.1:8002", description="address of the scheduler service")
+    model: str = Field(description="checkpoint directory or hub id whose tokenizer and chat template to use")
+    threads: int = Field(2, ge=1, le=64, description="threads for long prompts and chat templates")
+    resume_s: float = Field(
+        30.0, ge=0, description="seconds that requests wait for a lost scheduler to come back"
+    )
+    max_prompt_chars: int = Field(
+        8_000_000, ge=1, description="most characters of a prompt or a rendered chat"
+    )
