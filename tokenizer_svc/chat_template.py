@@ -1,5 +1,6 @@
 """Chats to prompt text, by the checkpoint's template, as transformers renders it: sandboxed and bounded."""
 
+import contextlib
 import json
 from typing import Any
 
@@ -77,7 +78,7 @@ def render(tokenizer: TextTokenizer, chat: tokenizer_pb2.ChatPrompt, *, max_char
 
 
 def _messages(chat: tokenizer_pb2.ChatPrompt) -> list[dict[str, Any]]:
-    messages = _parse(chat.messages_json, list, "messages")
+    messages: list[dict[str, Any]] = _parse(chat.messages_json, list, "messages")
     if not messages:
         raise InvalidRequest("messages must not be empty", param="messages")
     for index, message in enumerate(messages):
@@ -107,10 +108,9 @@ def _open_arguments(call: object) -> None:
     """OpenAI sends a call's arguments as JSON text, templates expect the object."""
     function = call.get("function") if isinstance(call, dict) else None
     if isinstance(function, dict) and isinstance(function.get("arguments"), str):
-        try:
+        # An earlier answer of the model's need not be JSON.
+        with contextlib.suppress(ValueError, RecursionError):
             function["arguments"] = json.loads(function["arguments"])
-        except (ValueError, RecursionError):
-            pass  # an earlier answer of the model's, which need not be JSON
 
 
 def _parse(text: str, kind: type, param: str) -> Any:

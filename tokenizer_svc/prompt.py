@@ -74,7 +74,8 @@ def _token_ids(data: bytes, vocab_size: int) -> list[int]:
         raise InvalidRequest("the bytes of token_ids are not int32", param="prompt") from None
     if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= vocab_size):
         raise InvalidRequest(f"token ids must be from 0 to {vocab_size - 1}", param="prompt")
-    return ids.tolist()
+    values: list[int] = ids.tolist()
+    return values
 
 
 def _check_length(num_tokens: int, max_model_len: int) -> None:
