@@ -58,8 +58,8 @@ class Sequence:
         "admitted_at", "block_hashes", "block_ids", "cached_tokens", "chunk_end", "chunk_retired",
         "computed_tokens", "ended_at", "first_token_at", "high_water", "index", "last_token_at",
         "leave_reason", "max_total_tokens", "num_added", "num_cached_here", "num_dropped",
-        "num_prompt_tokens", "order", "preemptions", "recomputed_tokens", "replica", "request", "row", "sampling",
-        "settled", "state", "stop_token_ids", "token_ids",
+        "num_prompt_tokens", "order", "preemptions", "recomputed_tokens", "replica", "request", "row",
+        "sampling", "settled", "state", "stop_token_ids", "token_ids",
     )  # fmt: skip
 
     def __init__(

@@ -1,0 +1,181 @@
+"""A worker process that speaks the step protocol and answers at once, with deterministic tokens.
+
+    python -m benchmarks.instant_worker --listen 127.0.0.1:7400 --max-rows 1024 --vocab-size 32000
+
+It takes the model's place wherever only the control plane is measured or tested. It ends the stream with
+INVALID_ARGUMENT on any command that the protocol does not allow, so it is a checker of schedulers too.
+"""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import structlog
+from pydantic import Field
+
+from benchmarks.instant_rows import InstantRows, ProtocolViolation
+from quire.packing import pack_int32
+from quire.rpc.server import RpcServer
+from quire.service import Shutdown, run
+from quire.settings import ServiceSettings
+from quire.v1 import types_pb2, worker_pb2, worker_pb2_grpc
+
+LEASE_KEY = "quire-lease-epoch"
+
+log = structlog.get_logger()
+
+
+class InstantWorkerSettings(ServiceSettings):
+    """What the worker pretends to be."""
+
+    listen: str = Field("127.0.0.1:7400", description="address to serve on: host:port, or unix:/path")
+    worker_id: str = Field("instant-0", description="name of the worker")
+    model_name: str = Field("instant", description="name of the model")
+    model_source: str = Field("", description="directory or hub id that the model is said to be loaded from")
+    model_revision: str = Field("instant-1", description="revision of the model")
+    vocab_size: int = Field(32000, ge=2, description="token ids are below this")
+    eos_token_id: int = Field(-1, description="token id that ends sequences; below 0: none does")
+    max_model_len: int = Field(8192, ge=2, description="tokens of prompt and output together")
+    max_rows: int = Field(256, ge=1, description="rows")
+    num_blocks: int = Field(16384, ge=1, description="KV blocks")
+    block_size: int = Field(16, ge=1, description="tokens per block")
+    max_step_tokens: int = Field(8192, ge=1, description="token positions per step")
+    max_decode_steps: int = Field(8, ge=1, description="decode steps per command")
+    max_logprobs: int = Field(20, ge=0, description="likeliest tokens per token")
+    step_us: float = Field(0.0, ge=0, description="microseconds that each step takes")
+
+    def description(self) -> worker_pb2.WorkerDescription:
+        """The description that `Describe` answers with, under a new epoch."""
+        model = types_pb2.ModelDescription(
+            name=self.model_name,
+            source=self.model_source,
+            revision=self.model_revision,
+            architecture="Instant",
+            vocab_size=self.vocab_size,
+            max_model_len=self.max_model_len,
+            eos_token_ids=pack_int32([self.eos_token_id] if self.eos_token_id >= 0 else []),
+            dtype="none",
+        )
+        return worker_pb2.WorkerDescription(
+            worker_id=self.worker_id,
+            worker_epoch=int.from_bytes(os.urandom(8), "little") | 1,
+            model=model,
+            block_size=self.block_size,
+            num_blocks=self.num_blocks,
+            max_rows=self.max_rows,
+            max_step_tokens=self.max_step_tokens,
+            max_decode_steps=self.max_decode_steps,
+            max_logprobs=self.max_logprobs,
+            device="cpu",
+            world_size=1,
+        )
+
+
+class InstantWorker(worker_pb2_grpc.WorkerServicer):
+    """The Worker service, and the process around it."""
+
+    def __init__(self, settings: InstantWorkerSettings, shutdown: Shutdown | None = None) -> None:
+        self.rpc = RpcServer(settings.listen)
+        worker_pb2_grpc.add_WorkerServicer_to_server(self, self.rpc.server)
+        self.rows = InstantRows(settings.description())
+        self.violations: list[str] = []
+        self._step_s = settings.step_us * 1e-6
+        self._shutdown = shutdown
+        self._lease_epoch = 0
+        self._stream: asyncio.Task[Any] | None = None
+
+    async def start(self) -> None:
+        """Listen; there is nothing to load."""
+        await self.rpc.start([worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name])
+        await self.rpc.set_serving(True)
+
+    async def drain(self) -> None:
+        """There is nothing that could not be cut short."""
+
+    async def stop(self) -> None:
+        """Close the server and its stream."""
+        await self.rpc.stop(0)
+
+    async def Describe(  # noqa: N802
+        self, request: worker_pb2.DescribeRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> worker_pb2.WorkerDescription:
+        return self.rows.description
+
+    async def GetStatus(  # noqa: N802
+        self, request: types_pb2.GetStatusRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> worker_pb2.WorkerStatus:
+        return worker_pb2.WorkerStatus(
+            state=types_pb2.SERVICE_STATE_READY,
+            worker_id=self.rows.description.worker_id,
+            worker_epoch=self.rows.description.worker_epoch,
+            load_progress=1.0,
+            rows_used=int(self.rows.used.sum()),
+            blocks_used=int((self.rows.block_refs > 0).sum()),
+            last_step_id=self.rows.last_step_id,
+            steps_executed=self.rows.steps_executed,
+            tokens_computed=self.rows.tokens_computed,
+            lease_epoch=self._lease_epoch,
+        )
+
+    async def Drain(  # noqa: N802
+        self, request: types_pb2.DrainRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> types_pb2.DrainResponse:
+        if self._shutdown is not None:
+            self._shutdown.request("Drain was called")
+        return types_pb2.DrainResponse()
+
+    async def Run(  # noqa: N802
+        self,
+        request_iterator: AsyncIterator[worker_pb2.StepCommand],
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> AsyncIterator[worker_pb2.StepResult]:
+        metadata = dict(context.invocation_metadata() or ())
+        lease_epoch = int(metadata.get(LEASE_KEY, 0))
+        if lease_epoch < self._lease_epoch:
+            await context.abort(grpc.StatusCode.ABORTED, f"leased under epoch {self._lease_epoch}")
+        earlier, self._stream = self._stream, asyncio.current_task()
+        self._lease_epoch = lease_epoch
+        if earlier is not None:
+            earlier.cancel()
+            # It must be off the rows before they are cleared.
+            await asyncio.wait({earlier})
+        self.rows.clear()
+        try:
+            async for command in request_iterator:
+                if command.lease_epoch != self._lease_epoch:
+                    await context.abort(grpc.StatusCode.ABORTED, f"leased under epoch {self._lease_epoch}")
+                yield await self._execute(command)
+        except ProtocolViolation as error:
+            self.violations.append(str(error))
+            log.error("protocol violation", step_id=command.step_id, problem=str(error))
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except asyncio.CancelledError:
+            if self._stream is not asyncio.current_task():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await context.abort(grpc.StatusCode.ABORTED, "another scheduler has taken the lease")
+            raise
+        finally:
+            if self._stream is asyncio.current_task():
+                self._stream = None
+                self.rows.clear()
+
+    async def _execute(self, command: worker_pb2.StepCommand) -> worker_pb2.StepResult:
+        started = time.perf_counter()
+        result = self.rows.execute(command)
+        if self._step_s:
+            await asyncio.sleep(self._step_s * max(1, command.decode_steps))
+        result.step_s = time.perf_counter() - started
+        return result
+
+
+def main() -> None:
+    """Run until told to stop."""
+    run("instant_worker", InstantWorkerSettings, InstantWorker)
+
+
+if __name__ == "__main__":
+    main()
