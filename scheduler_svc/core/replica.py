@@ -267,6 +267,7 @@ class Replica:
                 block_ids=pack_int32(sequence.block_ids),
                 max_total_tokens=sequence.max_total_tokens,
                 sampling=sequence.sampling,
+                trace=sequence.request.trace,
             )
         self._to_add.clear()
 

@@ -181,6 +181,13 @@ class Scheduler:
             self._give_up(request, LeaveReason.CANCELLED, now)
             self._forget(request)
 
+    def finish(self, client: int, handle: int, index: int, now: float) -> None:
+        """End one sequence whose output is complete; its end comes back, its further tokens do not."""
+        request = self._requests.get(client, {}).get(handle)
+        if request is None or index >= len(request.sequences):
+            return
+        self._give_up_sequence(request.sequences[index], LeaveReason.STOPPED, now)
+
     def cancel_client(self, client: int, now: float) -> None:
         """Stop all requests of a client that is gone."""
         for handle in list(self._requests.get(client, ())):
@@ -188,32 +195,39 @@ class Scheduler:
         self._updates.pop(client, None)
 
     def next_deadline(self) -> float:
-        """Time at which `schedule` should be called even if nothing happens; inf if never."""
+        """Time at which `expire` should be called even if nothing happens; inf if never."""
         return self._deadlines.next()
 
     def _give_up(self, request: Request, reason: LeaveReason, now: float) -> None:
         """Stop every sequence that has not ended. One that holds a row ends when the row is released."""
         for sequence in request.sequences:
-            if sequence.state is SequenceState.WAITING:
-                self.queue.remove(sequence)
-                self._end_given_up(sequence, reason, now)
-                continue
-            if sequence.state is SequenceState.ENDED:
-                continue
-            replica = self.replicas[sequence.replica]
-            replica.rows.mute(sequence.row)
-            if sequence.state is SequenceState.RUNNING:
-                replica.leave(sequence, reason)
-                self._settle_released(replica, now)
-            elif sequence.leave_reason is LeaveReason.PREEMPTED or reason is LeaveReason.CANCELLED:
-                sequence.leave_reason = reason
+            self._give_up_sequence(sequence, reason, now)
+
+    def _give_up_sequence(self, sequence: Sequence, reason: LeaveReason, now: float) -> None:
+        if sequence.state is SequenceState.WAITING:
+            self.queue.remove(sequence)
+            self._end_given_up(sequence, reason, now)
+            return
+        if sequence.state is SequenceState.ENDED:
+            return
+        replica = self.replicas[sequence.replica]
+        replica.rows.mute(sequence.row)
+        if sequence.state is SequenceState.RUNNING:
+            replica.leave(sequence, reason)
+            self._settle_released(replica, now)
+        elif sequence.leave_reason is LeaveReason.PREEMPTED or reason is LeaveReason.CANCELLED:
+            sequence.leave_reason = reason
+
+    def expire(self, now: float) -> None:
+        """End the requests whose deadline has passed."""
+        for request in self._deadlines.due(now):
+            self._give_up(request, LeaveReason.EXPIRED, now)
 
     # -- steps
 
     def schedule(self, name: str, now: float) -> worker_pb2.StepCommand | None:
         """The next command for a replica, or None if it has enough in flight or nothing to do."""
-        for request in self._deadlines.due(now):
-            self._give_up(request, LeaveReason.EXPIRED, now)
+        self.expire(now)
         self._place_waiting(now)
         replica = self.replicas[name]
         command = replica.next_command(prompts_wait=len(self.queue) > 0)
@@ -343,6 +357,8 @@ class Scheduler:
             waited = "queued" if sequence.admitted_at != sequence.admitted_at else "running"
             error = DeadlineExceeded(f"the request's deadline passed while it was {waited}", param="timeout")
             self._end(sequence, types_pb2.FINISH_REASON_ERROR, now, error.to_proto())
+        elif reason is LeaveReason.STOPPED:
+            self._end(sequence, types_pb2.FINISH_REASON_STOP, now)
         else:
             self._end(sequence, types_pb2.FINISH_REASON_CANCELLED, now)
 

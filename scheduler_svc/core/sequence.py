@@ -30,6 +30,8 @@ class LeaveReason(Enum):
     FINISHED = "finished"
     CANCELLED = "cancelled"
     EXPIRED = "expired"
+    STOPPED = "stopped"
+    """Its output is complete, as those above decided (a stop string)."""
     PREEMPTED = "preempted"
 
 

@@ -1,0 +1,136 @@
+"""The scheduler's metrics: vLLM's names where it has one, observed once a step."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from quire.metrics import LATENCY_BUCKETS, REGISTRY, REQUEST_BUCKETS, STEP_BUCKETS, TOKEN_BUCKETS
+from scheduler_svc.core.scheduler import Ending, Scheduler, StepStats
+
+_LABELS = ["model_name", "engine"]
+
+
+def _gauge(name: str, documentation: str) -> Gauge:
+    return Gauge(name, documentation, _LABELS, registry=REGISTRY)
+
+
+def _counter(name: str, documentation: str) -> Counter:
+    return Counter(name, documentation, _LABELS, registry=REGISTRY)
+
+
+def _histogram(name: str, documentation: str, buckets: tuple[float, ...]) -> Histogram:
+    return Histogram(name, documentation, _LABELS, buckets=buckets, registry=REGISTRY)
+
+
+_running = _gauge("vllm:num_requests_running", "Sequences that hold a row")
+_waiting = _gauge("vllm:num_requests_waiting", "Sequences that wait for a row")
+_kv_usage = _gauge("vllm:kv_cache_usage_perc", "Share of KV blocks that sequences hold, 0 to 1")
+_queries = _counter("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache")
+_hits = _counter("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache")
+_preemptions = _counter("vllm:num_preemptions", "Sequences that lost their row and were computed again")
+_prompt_tokens = _counter("vllm:prompt_tokens", "Prompt tokens of sequences that ended")
+_generation_tokens = _counter("vllm:generation_tokens", "Tokens generated")
+_iteration_tokens = _histogram("vllm:iteration_tokens_total", "Tokens computed per step", TOKEN_BUCKETS)
+_inter_token = _histogram(
+    "vllm:inter_token_latency_seconds",
+    "Seconds between tokens of a sequence, as the scheduler sees them",
+    LATENCY_BUCKETS,
+)
+_queue_time = _histogram("vllm:request_queue_time_seconds", "Seconds before a row was got", REQUEST_BUCKETS)
+_prefill_time = _histogram(
+    "vllm:request_prefill_time_seconds", "Seconds from row to first token", REQUEST_BUCKETS
+)
+_decode_time = _histogram(
+    "vllm:request_decode_time_seconds", "Seconds from first token to end", REQUEST_BUCKETS
+)
+_inference_time = _histogram(
+    "vllm:request_inference_time_seconds", "Seconds from row to end", REQUEST_BUCKETS
+)
+_success = Counter(
+    "vllm:request_success",
+    "Sequences that ended, by reason",
+    [*_LABELS, "finished_reason"],
+    registry=REGISTRY,
+)
+_rejections = Counter(
+    "vllm:admission_rejections", "Requests refused, by error code", [*_LABELS, "reason"], registry=REGISTRY
+)
+_cache_config = Gauge(
+    "vllm:cache_config_info",
+    "Block size and number of blocks, as labels",
+    [*_LABELS, "block_size", "num_gpu_blocks"],
+    registry=REGISTRY,
+)
+_step_seconds = Histogram(
+    "quire_scheduler_step_seconds",
+    "Seconds that workers spent on a command",
+    buckets=STEP_BUCKETS,
+    registry=REGISTRY,
+)
+_step_cpu_seconds = Histogram(
+    "quire_scheduler_step_cpu_seconds",
+    "CPU seconds of the scheduler for a result and the command that follows",
+    buckets=STEP_BUCKETS,
+    registry=REGISTRY,
+)
+_recomputed = Counter(
+    "quire_scheduler_recomputed_tokens",
+    "Positions computed again after preemption or loss",
+    registry=REGISTRY,
+)
+_workers = Gauge("quire_scheduler_workers_connected", "Workers whose stream is open", registry=REGISTRY)
+sessions = Gauge("quire_scheduler_sessions", "Tokenizer sessions connected", registry=REGISTRY)
+
+_ENGINE = "0"
+_model = ""
+
+
+def describe(scheduler: Scheduler) -> None:
+    """A worker has described itself: the model's name labels everything from now on."""
+    global _model
+    if scheduler.abilities is not None:
+        _model = scheduler.abilities.model.name
+        num_blocks = sum(replica.pool.num_blocks for replica in scheduler.replicas.values())
+        _cache_config.labels(_model, _ENGINE, scheduler.abilities.block_size, num_blocks).set(1)
+
+
+def observe_step(stats: StepStats, cpu_s: float) -> None:
+    """A command has retired."""
+    _step_seconds.observe(stats.step_s)
+    _step_cpu_seconds.observe(cpu_s)
+    _iteration_tokens.labels(_model, _ENGINE).observe(stats.prefill_tokens + stats.generated_tokens)
+    _generation_tokens.labels(_model, _ENGINE).inc(stats.generated_tokens)
+    if len(stats.intervals_s):
+        # One observation a step, of the mean: a histogram per token would cost more than the step.
+        total = float((stats.intervals_s * stats.interval_tokens).sum())
+        _inter_token.labels(_model, _ENGINE).observe(total / float(stats.interval_tokens.sum()))
+
+
+def observe_state(scheduler: Scheduler) -> None:
+    """After each turn: what runs, what waits, what is held."""
+    replicas = list(scheduler.replicas.values())
+    taken = sum(replica.rows.max_rows - replica.rows.num_free for replica in replicas)
+    blocks = sum(replica.pool.num_blocks for replica in replicas)
+    free = sum(replica.pool.num_free for replica in replicas)
+    _running.labels(_model, _ENGINE).set(taken)
+    _waiting.labels(_model, _ENGINE).set(len(scheduler.queue))
+    _kv_usage.labels(_model, _ENGINE).set((blocks - free) / blocks if blocks else 0.0)
+    _workers.set(sum(replica.connected for replica in replicas))
+
+
+def observe_end(ending: Ending, reason: str) -> None:
+    """A sequence has ended."""
+    usage = ending.usage
+    _success.labels(_model, _ENGINE, reason).inc()
+    _prompt_tokens.labels(_model, _ENGINE).inc(usage.prompt_tokens)
+    _queries.labels(_model, _ENGINE).inc(usage.prompt_tokens)
+    _hits.labels(_model, _ENGINE).inc(usage.cached_tokens)
+    _preemptions.labels(_model, _ENGINE).inc(usage.preemptions)
+    _recomputed.inc(usage.recomputed_tokens)
+    _queue_time.labels(_model, _ENGINE).observe(usage.queue_s)
+    _prefill_time.labels(_model, _ENGINE).observe(usage.prefill_s)
+    _decode_time.labels(_model, _ENGINE).observe(usage.decode_s)
+    _inference_time.labels(_model, _ENGINE).observe(usage.prefill_s + usage.decode_s)
+
+
+def count_rejection(reason: str) -> None:
+    """A request was refused."""
+    _rejections.labels(_model, _ENGINE, reason).inc()

@@ -1,0 +1,188 @@
+"""The shell around the core: events of sessions and workers in, commands and batches out. Sole owner of the core."""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from math import inf
+
+from quire.errors import NotReady
+from quire.v1 import scheduler_pb2, types_pb2, worker_pb2
+from scheduler_svc import metrics
+from scheduler_svc.core.limits import Limits
+from scheduler_svc.core.replica import Replica
+from scheduler_svc.core.scheduler import Scheduler
+from scheduler_svc.endings import EndingReporter
+from scheduler_svc.worker_link import WorkerLink
+
+BatchSink = Callable[[scheduler_pb2.TokenBatch], None]
+
+
+class StepLoop:
+    """Belongs to the event loop's thread; nothing here awaits between an event and what follows from it."""
+
+    def __init__(self, workers: tuple[str, ...], limits: Limits, on_change: Callable[[], None]) -> None:
+        self.scheduler = Scheduler(limits)
+        self.draining = False
+        self._on_change = on_change
+        self._links = {address: self._link(address) for address in dict.fromkeys(workers)}
+        self._sinks: dict[int, BatchSink] = {}
+        self._last_client = 0
+        self._pump_scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = inf
+        self._endings = EndingReporter()
+        self._idle = asyncio.Event()
+
+    def _link(self, address: str) -> WorkerLink:
+        return WorkerLink(
+            address,
+            on_open=partial(self._worker_opened, address),
+            on_result=partial(self._worker_answered, address),
+            on_close=partial(self._worker_closed, address),
+            on_progress=self._on_change,
+        )
+
+    # -- what the service asks
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request would be served now."""
+        return any(replica.connected for replica in self.scheduler.replicas.values())
+
+    @property
+    def model(self) -> types_pb2.ModelDescription | None:
+        """The served model, once a worker has described it."""
+        abilities = self.scheduler.abilities
+        if abilities is None:
+            return None
+        model = types_pb2.ModelDescription()
+        model.CopyFrom(abilities.model)
+        # What a sequence can really have: a small KV cache may hold less than the model's context.
+        model.max_model_len = abilities.max_total_tokens
+        return model
+
+    @property
+    def load_progress(self) -> float:
+        """Share of the weights loaded, of the worker that is furthest."""
+        return max(link.load_progress for link in self._links.values())
+
+    async def run(self) -> None:
+        """Keep every worker's link up until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for link in self._links.values():
+                group.create_task(link.run(), name=f"worker {link.address}")
+
+    async def drained(self) -> None:
+        """Return when no request is left; new ones are refused from now on."""
+        self.draining = True
+        self._note_idle()
+        await self._idle.wait()
+
+    # -- clients
+
+    def open_client(self, sink: BatchSink) -> int:
+        """A session or call: its batches go to `sink`. Returns its number."""
+        self._last_client += 1
+        self._sinks[self._last_client] = sink
+        return self._last_client
+
+    def close_client(self, client: int) -> None:
+        """The client is gone: so are its requests."""
+        self._sinks.pop(client, None)
+        self.scheduler.cancel_client(client, time.monotonic())
+        self._pump_soon()
+
+    def submit(self, client: int, handle: int, request: scheduler_pb2.TokenRequest) -> None:
+        """Queue a request. Raises QuireError, and then nothing has changed."""
+        if self.draining:
+            raise NotReady("the scheduler is shutting down; try again", retry_after_s=1.0)
+        seed = int.from_bytes(os.urandom(8), "little")
+        self.scheduler.add(client, handle, request, seed, time.monotonic())
+        self._pump_soon()
+
+    def cancel(self, client: int, handle: int) -> None:
+        """Stop a request."""
+        self.scheduler.cancel(client, handle, time.monotonic())
+        self._pump_soon()
+
+    def finish(self, client: int, handle: int, sequence: int) -> None:
+        """End one sequence whose output is complete."""
+        self.scheduler.finish(client, handle, sequence, time.monotonic())
+        self._pump_soon()
+
+    # -- workers
+
+    def _worker_opened(
+        self, address: str, description: worker_pb2.WorkerDescription, lease_epoch: int
+    ) -> None:
+        self.scheduler.attach(address, description, lease_epoch, time.monotonic())
+        metrics.describe(self.scheduler)
+        self._on_change()
+        self._pump_soon()
+
+    def _worker_answered(self, address: str, result: worker_pb2.StepResult) -> None:
+        """The hot path: once per step and worker."""
+        started = time.thread_time()
+        stats = self.scheduler.apply(address, result, time.monotonic())
+        self._pump()
+        metrics.observe_step(stats, time.thread_time() - started)
+
+    def _worker_closed(self, address: str) -> None:
+        self.scheduler.detach(address, time.monotonic())
+        self._on_change()
+        self._pump_soon()
+
+    # -- what follows from events
+
+    def _pump_soon(self) -> None:
+        """Once for all events of this turn of the loop: a burst of requests makes one command."""
+        if not self._pump_scheduled:
+            self._pump_scheduled = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pump_scheduled = False
+        now = time.monotonic()
+        scheduler = self.scheduler
+        for address, replica in scheduler.replicas.items():
+            self._feed(address, replica, now)
+        for client, batch in scheduler.take_updates().items():
+            sink = self._sinks.get(client)
+            if sink is not None:
+                sink(batch)
+        endings = scheduler.take_endings()
+        if endings:
+            self._endings.report(endings, now)
+        metrics.observe_state(scheduler)
+        self._set_timer()
+        self._note_idle()
+
+    def _feed(self, address: str, replica: Replica, now: float) -> None:
+        if not replica.connected:
+            return
+        while (command := self.scheduler.schedule(address, now)) is not None:
+            self._links[address].send(command)
+
+    def _set_timer(self) -> None:
+        """Wake for the next deadline even if no worker says anything."""
+        deadline = self.scheduler.next_deadline()
+        if deadline == self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timer_at = deadline
+        if deadline < inf:
+            delay_s = max(0.0, deadline - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._deadline_passed)
+
+    def _deadline_passed(self) -> None:
+        self._timer_at = inf
+        self.scheduler.expire(time.monotonic())
+        self._pump()
+
+    def _note_idle(self) -> None:
+        if self.draining and self.scheduler.num_requests == 0:
+            self._idle.set()

@@ -1,0 +1,130 @@
+"""The link to one worker: finds it, takes its lease, carries commands and results, and comes back after a loss."""
+
+import asyncio
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable
+
+import grpc
+import structlog
+
+from quire.rpc.channel import open_channel
+from quire.v1 import types_pb2, worker_pb2, worker_pb2_grpc
+from scheduler_svc.core.step_tokens import ProtocolError
+
+log = structlog.get_logger()
+
+LEASE_KEY = "quire-lease-epoch"
+_CALL_TIMEOUT_S = 5.0
+_FIRST_BACKOFF_S = 0.05
+_MAX_BACKOFF_S = 1.0
+
+# Larger than any lease of an earlier process on this machine, and never the same twice in this one.
+_lease_epochs = itertools.count(time.time_ns())
+
+RunCall = grpc.aio.StreamStreamCall[worker_pb2.StepCommand, worker_pb2.StepResult]
+
+
+class WorkerLink:
+    """`on_open`, `on_result` and `on_close` run on the event loop, in that order for each life of the stream.
+
+    `on_open` gets the worker's description and the lease; it and `on_result` may raise ProtocolError, which ends
+    this life of the stream.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        on_open: Callable[[worker_pb2.WorkerDescription, int], None],
+        on_result: Callable[[worker_pb2.StepResult], None],
+        on_close: Callable[[], None],
+        on_progress: Callable[[], None],
+    ) -> None:
+        self.address = address
+        self.load_progress = 0.0
+        """Share of the worker's weights that are loaded, as far as is known."""
+        self._on_open = on_open
+        self._on_result = on_result
+        self._on_close = on_close
+        self._on_progress = on_progress
+        self._channel = open_channel(address)
+        self._stub: worker_pb2_grpc.WorkerAsyncStub = worker_pb2_grpc.WorkerStub(self._channel)
+        self._outbox: deque[worker_pb2.StepCommand] = deque()
+        self._wake = asyncio.Event()
+
+    def send(self, command: worker_pb2.StepCommand) -> None:
+        """Queue a command; only between `on_open` and `on_close`."""
+        self._outbox.append(command)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Keep the link up until cancelled."""
+        backoff_s = _FIRST_BACKOFF_S
+        try:
+            while True:
+                try:
+                    if await self._run_once():
+                        backoff_s = _FIRST_BACKOFF_S
+                except grpc.aio.AioRpcError as error:
+                    log.debug(
+                        "worker away", worker=self.address, code=error.code().name, details=error.details()
+                    )
+                    await self._watch_progress()
+                except ProtocolError as error:
+                    log.error("worker refused", worker=self.address, problem=str(error))
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
+        finally:
+            await self._channel.close()
+
+    async def _run_once(self) -> bool:
+        """One life of the stream; true if it brought results."""
+        description = await self._stub.Describe(worker_pb2.DescribeRequest(), timeout=_CALL_TIMEOUT_S)
+        lease_epoch = next(_lease_epochs)
+        call: RunCall = self._stub.Run(metadata=((LEASE_KEY, str(lease_epoch)),))
+        self.load_progress = 1.0
+        writer: asyncio.Task[None] | None = None
+        is_open = False
+        try:
+            self._on_open(description, lease_epoch)
+            is_open = True
+            log.info(
+                "worker connected", worker=self.address, worker_id=description.worker_id, lease=lease_epoch
+            )
+            writer = asyncio.create_task(self._write(call), name=f"commands to {self.address}")
+            brought = False
+            async for result in call:
+                self._on_result(result)
+                brought = True
+            return brought
+        finally:
+            if writer is not None:
+                writer.cancel()
+            call.cancel()
+            self._outbox.clear()
+            if is_open:
+                log.warning("worker disconnected", worker=self.address, worker_id=description.worker_id)
+                self._on_close()
+
+    async def _write(self, call: RunCall) -> None:
+        while True:
+            while self._outbox:
+                try:
+                    await call.write(self._outbox.popleft())
+                except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                    return  # the reader sees the same end and reports it
+            self._wake.clear()
+            await self._wake.wait()
+
+    async def _watch_progress(self) -> None:
+        try:
+            status = await self._stub.GetStatus(types_pb2.GetStatusRequest(), timeout=_CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError:
+            progress = 0.0
+        else:
+            progress = status.load_progress
+        if progress != self.load_progress:
+            self.load_progress = progress
+            self._on_progress()
