@@ -28,7 +28,10 @@ def test_a_chat_streams_the_text_that_it_returns_whole(client: openai.OpenAI) ->
     )
     streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert streamed == whole.choices[0].message.content
-    assert chunks[-1].usage == whole.usage
+    assert chunks[-1].usage is not None
+    assert whole.usage is not None
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert chunks[-1].usage.prompt_tokens == whole.usage.prompt_tokens
     assert chunks[0].choices[0].delta.role == "assistant"
     assert whole.usage is not None
     assert whole.usage.completion_tokens <= 24

@@ -32,6 +32,8 @@ class Server:
     def output(self) -> str:
         """Everything it printed; call it after the end."""
         self.reader.join()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
         return "".join(self.lines)
 
     @property
@@ -53,7 +55,9 @@ class Server:
     def stop(self) -> int:
         """Ctrl-C; the exit status."""
         self.process.send_signal(signal.SIGINT)
-        return self.process.wait()
+        status = self.process.wait()
+        self.output()
+        return status
 
 
 def free_port() -> int:
