@@ -46,10 +46,10 @@ class Server:
         return f"unix:{self.sockets}/{service}"
 
     def wait_until_ready(self) -> None:
-        """Return once it answers; AssertionError with what it printed if it ends instead."""
-        while not is_ready(self.url):
+        """Return once it says so and answers; AssertionError with what it printed if it ends instead."""
+        while not (any("Ctrl-C stops it" in line for line in self.lines) and is_ready(self.url)):
             if self.process.poll() is not None:
-                raise AssertionError("the server ended:\n" + "".join(self.lines))
+                raise AssertionError("the server ended:\n" + self.output())
             time.sleep(0.05)
 
     def stop(self) -> int:
