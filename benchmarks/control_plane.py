@@ -70,7 +70,7 @@ def fleet(model: Path, *, max_rows: int, max_decode_steps: int) -> Iterator[Flee
                     "--max-rows",
                     str(max_rows),
                 ),
-                *("--max-decode-steps", str(max_decode_steps)),
+                *("--max-rows", str(max_rows), "--max-decode-steps", str(max_decode_steps)),
             ],
             "scheduler_svc": ["-m", "scheduler_svc", "--workers", listen["instant_worker"]],
             "tokenizer_svc": [
@@ -121,7 +121,7 @@ async def _wait_until_ready(running: Fleet) -> None:
     while True:
         for name, process in running.processes.items():
             if process.poll() is not None:
-                raise SystemExit(f"{name} ended with status {process.returncode}")
+                raise RuntimeError(f"{name} ended with status {process.returncode}")
         with contextlib.suppress(OSError):
             reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
             writer.write(b"GET /health/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -136,7 +136,6 @@ async def _stream(port: int, number: int, max_tokens: int) -> tuple[int, int, fl
     """One SSE client: tokens that the server counted, chunks received, seconds to the first."""
     body = json.dumps(
         {
-            "model": "benchmark",
             "prompt": f"Request number {number} of many:",
             "max_tokens": max_tokens,
             "ignore_eos": True,
@@ -164,13 +163,13 @@ async def _stream(port: int, number: int, max_tokens: int) -> tuple[int, int, fl
         tail = (tail + data)[-4096:]
     writer.close()
     if b"data: [DONE]" not in tail:
-        raise SystemExit(f"stream {number} broke off: {tail[-300:]!r}")
+        raise RuntimeError(f"stream {number} broke off: {tail[-300:]!r}")
     last = json.loads(tail.split(b"data: ")[-2].partition(b"\n")[0])
     return last["usage"]["completion_tokens"], chunks, first
 
 
 async def measure(running: Fleet, streams: int, tokens_each: int) -> Measurement:
-    """All streams at once; SystemExit if one does not get all of its tokens."""
+    """All streams at once; RuntimeError if one does not get all of its tokens."""
     before = {name: _cpu_s(process.pid) for name, process in running.processes.items()}
     client_before = time.process_time()
     started = time.monotonic()
@@ -180,7 +179,7 @@ async def measure(running: Fleet, streams: int, tokens_each: int) -> Measurement
     cpu_s["clients"] = time.process_time() - client_before
     tokens = sum(result[0] for result in results)
     if tokens != streams * tokens_each:
-        raise SystemExit(f"{tokens} tokens came of {streams * tokens_each}")
+        raise RuntimeError(f"{tokens} tokens came of {streams * tokens_each}")
     firsts = sorted(result[2] for result in results)
     chunks = sum(result[1] for result in results)
     return Measurement(
