@@ -1,0 +1,1 @@
+"""The bundled demo model: seeded data, tokenizer, training and evaluation."""
