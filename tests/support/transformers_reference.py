@@ -17,15 +17,17 @@ def reference_model(directory: Path) -> Any:
 def greedy_tokens(directory: Path, prompt: list[int], num_tokens: int) -> list[int]:
     """Exactly `num_tokens` greedy tokens after `prompt`, end-of-sequence tokens among them."""
     import torch
+    from transformers import GenerationConfig
 
+    config = GenerationConfig(max_new_tokens=num_tokens, do_sample=False, pad_token_id=0)
+    model = reference_model(directory)
+    # Merged into the call's own configuration otherwise, and then it stops.
+    model.generation_config.eos_token_id = None
     with torch.inference_mode():
-        output = reference_model(directory).generate(
+        output = model.generate(
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            max_new_tokens=num_tokens,
-            min_new_tokens=None,
-            do_sample=False,
-            eos_token_id=-1,
+            generation_config=config,
         )
     tokens: list[int] = output[0, len(prompt) :].tolist()
     return tokens
