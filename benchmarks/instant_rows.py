@@ -1,9 +1,9 @@
 """A worker's row table without a model: it checks every command and answers with tokens that prove the KV.
 
 In place of keys and values, a block keeps for each position a hash of all tokens up to it:
-h[p] = h[p-1] * A + token[p] + 1 (mod 2**64). The next token is a function of the last hash, which is read back
-through the block table as attention would. So a block that was shared wrongly, given to two rows or freed early
-either breaks a check or changes the tokens; and a sequence's tokens depend on nothing but its own prompt.
+h[p] = h[p-1] * A + token[p] + 1 (mod 2**64). The next token is a function of the last hash, which is read
+back through the block table as attention would. So a block that was shared wrongly, given to two rows or freed
+early either breaks a check or changes the tokens; and a sequence's tokens depend on its own prompt alone.
 """
 
 import numpy as np
@@ -93,8 +93,9 @@ class InstantRows:
             self._append(command)
         before = self.tokens_computed
         sampled = [self._mixed_step(command)]
-        for _ in range(1, command.decode_steps):
-            sampled.append(self._decode(np.flatnonzero(self._decoding & ~self._done)))
+        sampled += [
+            self._decode(np.flatnonzero(self._decoding & ~self._done)) for _ in range(1, command.decode_steps)
+        ]
         return self._result(command.step_id, sampled, self.tokens_computed - before)
 
     # -- the delta
@@ -244,7 +245,7 @@ class InstantRows:
     def _chain(self, before: np.uint64, tokens: NDArray[np.int32]) -> NDArray[np.uint64]:
         n = len(tokens)
         terms = (tokens.astype(np.uint64) + np.uint64(1)) * self._inverse_powers[:n]
-        terms[0] += before
+        terms[:1] += before  # as an array, which wraps without a warning
         chain: NDArray[np.uint64] = np.cumsum(terms, dtype=np.uint64) * self._powers[:n]
         return chain
 
@@ -258,8 +259,9 @@ class InstantRows:
         if len(sampled) > 1:
             every_row = np.concatenate([part[0] for part in sampled])
             tokens = np.concatenate([part[1] for part in sampled])[np.argsort(every_row, kind="stable")]
-            rows, counts = np.unique(every_row, return_counts=True)
-            result.num_tokens = counts.astype(np.uint32).tobytes()
+            num_sampled = np.bincount(every_row)
+            rows = np.flatnonzero(num_sampled)
+            result.num_tokens = num_sampled[rows].astype(np.uint32).tobytes()
         stopped = (self._last_tokens[rows, None] == self._stops[rows]).any(axis=1)
         stopped &= self._num_tokens[rows] > self._stops_from[rows]
         reasons = np.where(stopped, types_pb2.FINISH_REASON_STOP, types_pb2.FINISH_REASON_LENGTH)
