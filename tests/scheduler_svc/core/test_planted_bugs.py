@@ -1,0 +1,77 @@
+"""A test of the tests: each of these bugs, planted in the core, must be found by the random histories."""
+
+from collections.abc import Callable
+
+import pytest
+
+from scheduler_svc.core import block_hash, sequence
+from scheduler_svc.core.block_pool import BlockPool
+from scheduler_svc.core.replica import Replica
+from scheduler_svc.core.scheduler import Scheduler
+from tests.scheduler_svc.core.test_scheduler_properties import explore
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def free_early(patch: pytest.MonkeyPatch) -> None:
+    """Blocks go back when a row is to be removed, not when the removal has retired."""
+    leave = Replica.leave
+
+    def leave_and_free(self: Replica, leaving: sequence.Sequence, reason: sequence.LeaveReason) -> None:
+        leave(self, leaving, reason)
+        if leaving.block_ids:
+            self.pool.free(leaving.block_ids)
+            leaving.block_ids = []
+            self.rows.num_blocks[leaving.row] = 0
+
+    patch.setattr(Replica, "leave", leave_and_free)
+
+
+def double_free(patch: pytest.MonkeyPatch) -> None:
+    """The last block of a table is given back twice where it is shared."""
+    free = BlockPool.free
+
+    def free_twice(self: BlockPool, blocks: list[int]) -> None:
+        free(self, blocks)
+        if blocks and self.ref_count(blocks[0]) > 0:
+            free(self, blocks[:1])
+
+    patch.setattr(BlockPool, "free", free_twice)
+
+
+def stale_epoch_accepted(patch: pytest.MonkeyPatch) -> None:
+    """A worker that restarted is taken for the one before: its blocks are thought to hold their content."""
+    connect = Replica.connect
+
+    def connect_as_before(self: Replica, description, lease_epoch: int) -> None:
+        if self.description.worker_epoch:
+            description.worker_epoch = self.description.worker_epoch
+        connect(self, description, lease_epoch)
+
+    patch.setattr(Replica, "connect", connect_as_before)
+
+
+def hash_without_parent(patch: pytest.MonkeyPatch) -> None:
+    """A block is found by its own tokens, whatever came before them."""
+    patch.setattr(sequence, "block_hash", lambda parent, tokens: block_hash.block_hash(b"", tokens))
+
+
+def lost_cancel(patch: pytest.MonkeyPatch) -> None:
+    """A cancel of a request that has not got a row is forgotten."""
+    cancel = Scheduler.cancel
+
+    def cancel_some(self: Scheduler, client: int, handle: int, now: float) -> None:
+        request = self._requests.get(client, {}).get(handle)
+        if request is not None and request.sequences[0].state is sequence.SequenceState.RUNNING:
+            cancel(self, client, handle, now)
+
+    patch.setattr(Scheduler, "cancel", cancel_some)
+
+
+@pytest.mark.parametrize(
+    "plant", [free_early, double_free, stale_epoch_accepted, hash_without_parent, lost_cancel]
+)
+def test_a_planted_bug_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch)
+    with pytest.raises(BaseException):  # noqa: B017, PT011 (an assertion, a violation, or a group of them)
+        explore(300, 60, derandomize=True, shrink=False)
