@@ -1,181 +1,227 @@
-"""CPU of the scheduler per decode step, and steps per second over the real stream, the model costing nothing.
+"""What a decode step costs the scheduler, with a model that costs nothing.
 
-    python -m benchmarks.scheduler_cpu
+    python -m benchmarks.scheduler_cpu --rows 256 1024 --json benchmarks/results/scheduler_cpu.json
 
-Part one drives the pure core in this process: `apply` of a step's result, `schedule` of the next command, and
-what goes to clients, one decode step a command, at 256 and 1,024 running sequences; the fake worker's own time
-is left out. Part two runs `scheduler_svc` and `benchmarks.instant_worker` as processes, with 256 sequences and
-two commands in flight, and counts the worker's steps over wall time and the scheduler's CPU.
+Two measurements, every command one decode step:
+
+* core: `apply` of a result, `schedule` of the next command and `take_updates`, alone, in CPU seconds of this
+  process. The worker is `benchmarks.instant_rows` in the same process, outside the measured span. `wire` is what
+  encoding the command and the batch and decoding the result come to, which gRPC does on the same thread.
+* stream: the service's own step loop against `benchmarks.instant_worker` in a process of its own, over a real
+  gRPC stream on a Unix socket, two commands in flight: steps per second, and this process's CPU seconds per step,
+  all threads and gRPC included.
 """
 
 import argparse
 import asyncio
-import contextlib
+import gc
 import json
-import os
 import platform
-import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import deque
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import numpy as np
+import uvloop
 
 from benchmarks.instant_rows import InstantRows
 from benchmarks.instant_worker import InstantWorkerSettings
+from quire.logging import configure_logging
 from quire.packing import pack_int32
-from quire.rpc.channel import open_channel
-from quire.v1 import scheduler_pb2, scheduler_pb2_grpc, types_pb2, worker_pb2
+from quire.v1 import scheduler_pb2, types_pb2, worker_pb2
 from scheduler_svc.core.limits import Limits
 from scheduler_svc.core.scheduler import Scheduler
+from scheduler_svc.step_loop import StepLoop
 
-REPOSITORY = Path(__file__).parents[1]
-PROMPT_TOKENS = 32
+_VOCAB_SIZE = 32000
+_WARM_UP_STEPS = 50
 
 
-def token_request(number: int, max_tokens: int) -> scheduler_pb2.TokenRequest:
-    """A greedy request that runs to its limit."""
+@dataclass(frozen=True)
+class CoreCost:
+    """CPU of the pure core per decode step, in microseconds."""
+
+    rows: int
+    steps: int
+    step_us_mean: float
+    step_us_p50: float
+    step_us_p99: float
+    wire_us_mean: float
+    command_bytes_mean: float
+
+
+@dataclass(frozen=True)
+class StreamCost:
+    """The step loop over a real stream."""
+
+    rows: int
+    steps: int
+    steps_per_s: float
+    tokens_per_s: float
+    scheduler_cpu_us_per_step: float
+
+
+def worker_settings(rows: int) -> InstantWorkerSettings:
+    """A worker that holds `rows` sequences of the benchmark at once."""
+    return InstantWorkerSettings(
+        vocab_size=_VOCAB_SIZE, max_rows=rows, num_blocks=rows * 256, max_model_len=4096, max_step_tokens=8192
+    )
+
+
+def request(number: int, max_tokens: int) -> scheduler_pb2.TokenRequest:
+    """Prompts of 32 to 47 tokens, so that rows pass block boundaries at different steps."""
+    generator = np.random.default_rng(number)
     return scheduler_pb2.TokenRequest(
         request_id=str(number),
-        prompt_token_ids=pack_int32([(number * 31 + position) % 30000 for position in range(PROMPT_TOKENS)]),
-        sampling=types_pb2.SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, seed=number),
+        prompt_token_ids=pack_int32(generator.integers(0, _VOCAB_SIZE, 32 + number % 16)),
+        sampling=types_pb2.SamplingParams(temperature=0.0, max_tokens=max_tokens),
     )
 
 
-def core_cpu(num_sequences: int, num_steps: int) -> dict[str, float]:
-    """Milliseconds of CPU per decode step of the pure core at this many running sequences."""
-    settings = InstantWorkerSettings.model_construct(
-        **{name: field.get_default() for name, field in InstantWorkerSettings.model_fields.items()}
-    )
-    description = settings.description()
-    description.max_rows, description.num_blocks = num_sequences, 64 * num_sequences
-    scheduler = Scheduler(Limits(max_decode_steps=1, max_queue_sequences=4096))
-    scheduler.attach("worker", description, 1, 0.0)
+def measure_core(rows: int, steps: int) -> CoreCost:
+    """Run `rows` sequences in one process, two commands in flight; count the core's CPU alone."""
+    description = worker_settings(rows).description()
     worker = InstantRows(description)
-    for number in range(num_sequences):
-        scheduler.add(1, number, token_request(number, num_steps * 4), number, 0.0)
+    scheduler = Scheduler(Limits(max_queue_sequences=rows, max_decode_steps=1, max_step_tokens=8192))
+    scheduler.attach("worker", description, 1, 0.0)
+    for number in range(rows):
+        scheduler.add(1, number, request(number, 4000), 0, 0.0)
     in_flight: deque[worker_pb2.StepResult] = deque()
-    times: list[float] = []
-    now = 0.0
-    while len(times) < num_steps:
+    core_s: list[float] = []
+    wire_s: list[float] = []
+    command_bytes: list[int] = []
+    now, decoding = 0.0, 0
+    while decoding < steps + _WARM_UP_STEPS:
         now += 0.005
-        cpu = time.process_time()
+        started = time.thread_time()
+        num_tokens = 0
         if in_flight:
-            scheduler.apply("worker", in_flight.popleft(), now)
+            num_tokens = scheduler.apply("worker", in_flight.popleft(), now).generated_tokens
         commands = []
         while (command := scheduler.schedule("worker", now)) is not None:
             commands.append(command)
-        for batch in scheduler.take_updates().values():
+        updates = scheduler.take_updates()
+        scheduler.take_endings()
+        spent_s = time.thread_time() - started
+        wire_started = time.thread_time()
+        encoded = [command.SerializeToString() for command in commands]
+        for batch in updates.values():
             batch.SerializeToString()
-        cpu = time.process_time() - cpu
-        if scheduler.replicas["worker"].rows.num_free == 0 and all(not c.prefill_rows for c in commands):
-            times.append(cpu * 1e3)
-        in_flight += [worker.execute(command) for command in commands]
-    ordered = sorted(times)
-    return {
-        "sequences": num_sequences,
-        "steps": num_steps,
-        "median_ms": round(statistics.median(ordered), 4),
-        "mean_ms": round(statistics.mean(ordered), 4),
-        "p99_ms": round(ordered[int(0.99 * len(ordered))], 4),
-    }
+        wire_spent_s = time.thread_time() - wire_started
+        for command in commands:
+            answer = worker.execute(command).SerializeToString()
+            wire_started = time.thread_time()
+            result = worker_pb2.StepResult.FromString(answer)
+            wire_spent_s += time.thread_time() - wire_started
+            in_flight.append(result)
+        if num_tokens == rows:
+            decoding += 1
+            if decoding > _WARM_UP_STEPS:
+                core_s.append(spent_s)
+                wire_s.append(wire_spent_s)
+                command_bytes += [len(data) for data in encoded]
+    return CoreCost(
+        rows=rows,
+        steps=steps,
+        step_us_mean=round(float(np.mean(core_s)) * 1e6, 1),
+        step_us_p50=round(float(np.percentile(core_s, 50)) * 1e6, 1),
+        step_us_p99=round(float(np.percentile(core_s, 99)) * 1e6, 1),
+        wire_us_mean=round(float(np.mean(wire_s)) * 1e6, 1),
+        command_bytes_mean=round(float(np.mean(command_bytes)), 1),
+    )
 
 
-@contextlib.contextmanager
-def processes(directory: str, max_rows: int):
-    """The scheduler and the instant worker, killed at the end."""
-    worker, scheduler = f"unix:{directory}/worker", f"unix:{directory}/scheduler"
-    commands = [
-        ["benchmarks.instant_worker", "--listen", worker, "--max-rows", str(max_rows)],
-        ["scheduler_svc", "--listen", scheduler, "--workers", worker, "--max-decode-steps", "1"],
-    ]
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", *command],
-            cwd=REPOSITORY,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-            stderr=subprocess.DEVNULL,
-        )
-        for command in commands
-    ]
-    try:
-        yield scheduler, started[1].pid
-    finally:
-        for process in started:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+async def measure_stream(address: str, rows: int, steps: int) -> StreamCost:
+    """Drive a worker process through the service's step loop until every sequence has `steps` tokens."""
+    limits = Limits(max_queue_sequences=rows, max_decode_steps=1, max_step_tokens=8192)
+    ready, done = asyncio.Event(), asyncio.Event()
+    marks: dict[str, tuple[float, float, int]] = {}
+    ends = 0
+
+    def on_batch(batch: scheduler_pb2.TokenBatch) -> None:
+        nonlocal ends
+        retired = next(iter(loop.scheduler.replicas.values())).last_step_retired
+        if not marks and len(batch.handles) == 4 * rows:
+            marks["begin"] = (time.monotonic(), time.process_time(), retired)
+        ends += len(batch.ends)
+        if ends and "end" not in marks:
+            marks["end"] = (time.monotonic(), time.process_time(), retired)
+        if ends == rows:
+            done.set()
+
+    loop = StepLoop((address,), limits, ready.set)
+    running = asyncio.create_task(loop.run())
+    while not loop.ready:
+        ready.clear()
+        await ready.wait()
+    client = loop.open_client(on_batch)
+    for number in range(rows):
+        loop.submit(client, number, request(number, steps))
+    await done.wait()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    (begin, begin_cpu, first), (end, end_cpu, last) = marks["begin"], marks["end"]
+    return StreamCost(
+        rows=rows,
+        steps=last - first,
+        steps_per_s=round((last - first) / (end - begin), 1),
+        tokens_per_s=round(rows * (last - first) / (end - begin)),
+        scheduler_cpu_us_per_step=round((end_cpu - begin_cpu) / (last - first) * 1e6, 1),
+    )
 
 
-async def stream_rate(num_sequences: int, num_tokens: int) -> dict[str, float]:
-    """Steps per second with two commands in flight, and the scheduler process's CPU per step."""
-    with (
-        tempfile.TemporaryDirectory(prefix="quire-bench-") as directory,
-        processes(directory, num_sequences) as (
-            address,
-            pid,
-        ),
-    ):
-        async with open_channel(address) as channel:
-            stub = scheduler_pb2_grpc.SchedulerStub(channel)
-            call = stub.Session(wait_for_ready=True)
-            messages = aiter(call)
-            while (await anext(messages)).announcement.state != types_pb2.SERVICE_STATE_READY:
-                pass
-            for number in range(num_sequences):
-                submit = scheduler_pb2.SchedulerSessionRequest.Submit(
-                    handle=number, request=token_request(number, num_tokens)
-                )
-                await call.write(scheduler_pb2.SchedulerSessionRequest(submit=submit))
-            started, cpu, tokens, ended = time.monotonic(), _cpu_s(pid), 0, 0
-            while ended < num_sequences:
-                batch = (await anext(messages)).batch
-                tokens += len(batch.token_ids) // 4
-                ended += len(batch.ends)
-            seconds, cpu = time.monotonic() - started, _cpu_s(pid) - cpu
-            call.cancel()
-    steps = tokens / num_sequences
-    return {
-        "sequences": num_sequences,
-        "steps_per_s": round(steps / seconds),
-        "tokens_per_s": round(tokens / seconds),
-        "scheduler_cpu_ms_per_step": round(1e3 * cpu / steps, 3),
-    }
-
-
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def run_stream(rows: int, steps: int) -> StreamCost:
+    """Start the worker process, measure, and stop it."""
+    settings = worker_settings(rows)
+    with tempfile.TemporaryDirectory(prefix="quire-bench-") as folder:
+        address = f"unix:{folder}/worker"
+        flags = [
+            f"--{name.replace('_', '-')}={getattr(settings, name)}"
+            for name in ("vocab_size", "max_rows", "num_blocks", "max_model_len", "max_step_tokens")
+        ]
+        command = [sys.executable, "-m", "benchmarks.instant_worker", "--listen", address, *flags]
+        worker = subprocess.Popen([*command, "--log-level", "warning"])
+        try:
+            return uvloop.run(measure_stream(address, rows, steps))
+        finally:
+            worker.terminate()
+            worker.wait()
 
 
 def main() -> None:
-    """Print both parts."""
+    """Measure, print a table, and write JSON if asked to."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=400, help="decode steps measured")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--rows", type=int, nargs="+", default=[256, 1024], help="sequences running")
+    parser.add_argument("--steps", type=int, default=1000, help="decode steps per measurement, at most 4000")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
     arguments = parser.parse_args()
-    core = [core_cpu(sequences, arguments.steps) for sequences in (256, 1024)]
-    print("pure core, one decode step a command: CPU per step")
-    for row in core:
-        print(f"  {row['sequences']:>5} sequences: median {row['median_ms']} ms, p99 {row['p99_ms']} ms")
-    stream = asyncio.run(stream_rate(256, 1500))
-    print("through gRPC, two commands in flight, one decode step each:")
-    print(
-        f"  {stream['sequences']:>5} sequences: {stream['steps_per_s']} steps/s, {stream['tokens_per_s']} tokens/s, "
-        f"{stream['scheduler_cpu_ms_per_step']} ms of scheduler CPU per step (gRPC included)"
-    )
-    if arguments.json:
-        machine = {
-            "python": platform.python_version(),
-            "cores": os.cpu_count(),
-            "machine": platform.machine(),
-        }
-        arguments.json.write_text(
-            json.dumps({"machine": machine, "core": core, "stream": stream}, indent=2) + "\n"
+    configure_logging("scheduler_cpu", level="error", format="console")
+    gc.freeze()  # as the service does after its start
+    print("| rows | core µs/step mean | p50 | p99 | wire µs/step | command bytes "
+          "| stream steps/s | tokens/s | stream CPU µs/step |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|")
+    cores, streams = [], []
+    for rows in arguments.rows:
+        core, stream = measure_core(rows, arguments.steps), run_stream(rows, arguments.steps)
+        cores.append(core)
+        streams.append(stream)
+        print(
+            f"| {rows} | {core.step_us_mean} | {core.step_us_p50} | {core.step_us_p99} | {core.wire_us_mean} "
+            f"| {core.command_bytes_mean} | {stream.steps_per_s} | {stream.tokens_per_s} "
+            f"| {stream.scheduler_cpu_us_per_step} |",
+            flush=True,
         )
+    if arguments.json is not None:
+        machine = {"python": platform.python_version(), "machine": platform.machine()}
+        figures = {"core": [asdict(cost) for cost in cores], "stream": [asdict(cost) for cost in streams]}
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps({**machine, **figures}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
