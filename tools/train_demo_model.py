@@ -1,7 +1,7 @@
 """Train, export and evaluate the bundled demo model.
 
     python tools/train_demo_model.py tokenizer --out out/demo
-    python tools/train_demo_model.py train --out out/demo --shape demo --steps 9000
+    python tools/train_demo_model.py train --out out/demo --shape demo --steps 5000
     python tools/train_demo_model.py export --out out/demo --shape demo --to models/demo
 
 `train` goes on from its last checkpoint in `--out`, and with `--minutes` stops early and resumes when called again.
@@ -69,7 +69,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--to", type=Path, default=None, help="where to export; default OUT/SHAPE-export")
     parser.add_argument("--shape", choices=["demo", "draft", "tiny"], default="demo")
-    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--size", type=int, default=65_536, help="tokens of a pack; a step takes two packs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=12, help="processes that make data")
