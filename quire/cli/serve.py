@@ -265,7 +265,7 @@ def _welcome(options: ServeOptions, sockets: str, minted: str, seconds: float) -
         f'  curl -N {url}/v1/chat/completions -H "Authorization: Bearer {key}" \\',
         "    -H 'Content-Type: application/json' \\",
         f"""    -d '{{"model": "{options.served_model_name}", "stream": true, \
-"messages": [{{"role": "user", "content": "Hello! Who are you?"}}]}}'""",
+"messages": [{{"role": "user", "content": "What is Quire?"}}]}}'""",
         f"gRPC: unix:{sockets}/tokenizer and unix:{sockets}/scheduler. Ctrl-C stops it.",
     ]
     return "\n".join(lines)
