@@ -144,6 +144,8 @@ class InstantWorker(worker_pb2_grpc.WorkerServicer):
             # It must be off the rows before they are cleared.
             await asyncio.wait({earlier})
         self.rows.clear()
+        # Tells the scheduler that the lease is its own.
+        await context.send_initial_metadata(())
         try:
             async for command in request_iterator:
                 if command.lease_epoch != self._lease_epoch:

@@ -153,7 +153,10 @@ async def measure_stream(address: str, rows: int, steps: int) -> StreamCost:
         if ends == rows:
             done.set()
 
-    loop = StepLoop((address,), limits, ready.set)
+    def on_fault(error: BaseException) -> None:
+        raise error
+
+    loop = StepLoop((address,), limits, worker_hang_s=60.0, on_change=ready.set, on_fault=on_fault)
     running = asyncio.create_task(loop.run())
     while not loop.ready:
         ready.clear()

@@ -3,6 +3,7 @@
 from prometheus_client import Counter, Gauge, Histogram
 
 from quire.metrics import LATENCY_BUCKETS, REGISTRY, REQUEST_BUCKETS, STEP_BUCKETS, TOKEN_BUCKETS
+from scheduler_svc.batch_histogram import BatchHistogram
 from scheduler_svc.core.scheduler import Ending, Scheduler, StepStats
 
 _LABELS = ["model_name", "engine"]
@@ -29,10 +30,12 @@ _preemptions = _counter("vllm:num_preemptions", "Sequences that lost their row a
 _prompt_tokens = _counter("vllm:prompt_tokens", "Prompt tokens of sequences that ended")
 _generation_tokens = _counter("vllm:generation_tokens", "Tokens generated")
 _iteration_tokens = _histogram("vllm:iteration_tokens_total", "Tokens computed per step", TOKEN_BUCKETS)
-_inter_token = _histogram(
+_inter_token = BatchHistogram(
     "vllm:inter_token_latency_seconds",
     "Seconds between tokens of a sequence, as the scheduler sees them",
+    _LABELS,
     LATENCY_BUCKETS,
+    REGISTRY,
 )
 _queue_time = _histogram("vllm:request_queue_time_seconds", "Seconds before a row was got", REQUEST_BUCKETS)
 _prefill_time = _histogram(
@@ -88,6 +91,7 @@ def describe(scheduler: Scheduler) -> None:
     global _model
     if scheduler.abilities is not None:
         _model = scheduler.abilities.model.name
+        _inter_token.label_values = (_model, _ENGINE)
         num_blocks = sum(replica.pool.num_blocks for replica in scheduler.replicas.values())
         _cache_config.labels(_model, _ENGINE, scheduler.abilities.block_size, num_blocks).set(1)
 
@@ -99,9 +103,7 @@ def observe_step(stats: StepStats, cpu_s: float) -> None:
     _iteration_tokens.labels(_model, _ENGINE).observe(stats.prefill_tokens + stats.generated_tokens)
     _generation_tokens.labels(_model, _ENGINE).inc(stats.generated_tokens)
     if len(stats.intervals_s):
-        # One observation a step, of the mean: a histogram per token would cost more than the step.
-        total = float((stats.intervals_s * stats.interval_tokens).sum())
-        _inter_token.labels(_model, _ENGINE).observe(total / float(stats.interval_tokens.sum()))
+        _inter_token.observe(stats.intervals_s, stats.interval_tokens)
 
 
 def observe_state(scheduler: Scheduler) -> None:

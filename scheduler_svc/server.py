@@ -1,4 +1,4 @@
-"""The Scheduler service: sessions with tokenizer processes, calls for outside clients, and the process around them."""
+"""The Scheduler service: sessions with tokenizers, calls for outside clients, and the process around them."""
 
 import asyncio
 import time
@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+import structlog
 
-from quire.errors import InvalidRequest, QuireError, from_proto
+from quire.errors import Internal, InvalidRequest, QuireError, from_proto
 from quire.packing import unpack_uint32
 from quire.rpc.server import RpcServer
 from quire.rpc.session import Outbox
@@ -18,6 +19,8 @@ from scheduler_svc.core.replica import Replica
 from scheduler_svc.core.token_batch import merge
 from scheduler_svc.settings import SchedulerSettings
 from scheduler_svc.step_loop import StepLoop
+
+log = structlog.get_logger()
 
 SERVICE_NAME = scheduler_pb2.DESCRIPTOR.services_by_name["Scheduler"].full_name
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -45,21 +48,29 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         self.rpc = RpcServer(settings.listen)
         scheduler_pb2_grpc.add_SchedulerServicer_to_server(self, self.rpc.server)
         self._epoch = time.time_ns()
-        self._step_loop = StepLoop(settings.workers, settings.limits(), self._announce)
+        self._step_loop = StepLoop(
+            settings.workers,
+            settings.limits(),
+            worker_hang_s=settings.worker_hang_s,
+            on_change=self._announce,
+            on_fault=self._fail,
+        )
         self._sessions: set[Outbox[_Response]] = set()
-        self._links: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
 
     # -- the process
 
     async def start(self) -> None:
         """Listen, and look for the workers."""
         await self.rpc.start([SERVICE_NAME])
-        await self.rpc.set_serving(True)
-        self._links = asyncio.create_task(self._step_loop.run(), name="workers")
+        self._tasks = [
+            asyncio.create_task(self._step_loop.run(), name="workers"),
+            asyncio.create_task(self._report_health(), name="health"),
+        ]
 
     async def drain(self) -> None:
         """Refuse new requests; return when those admitted have ended."""
-        await self.rpc.set_serving(False)
         self._step_loop.draining = True
         self._announce()
         await self._step_loop.drained()
@@ -67,9 +78,9 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
     async def stop(self) -> None:
         """Close everything."""
         await self.rpc.stop(0)
-        if self._links is not None:
-            self._links.cancel()
-            await asyncio.gather(self._links, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _state(self) -> types_pb2.ServiceState.ValueType:
         if self._step_loop.draining:
@@ -84,7 +95,19 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
             load_progress=self._step_loop.load_progress,
         )
 
+    def _fail(self, error: BaseException) -> None:
+        log.critical("the scheduler's core failed", exc_info=error)
+        self._shutdown.fail(f"the scheduler's core failed: {error}")
+
+    async def _report_health(self) -> None:
+        """SERVING while requests would be: a worker is connected, and nobody asked us to leave."""
+        while True:
+            self._changed.clear()
+            await self.rpc.set_serving(self._state() == types_pb2.SERVICE_STATE_READY)
+            await self._changed.wait()
+
     def _announce(self) -> None:
+        self._changed.set()
         for outbox in self._sessions:
             outbox.put(_Response(announcement=self._announcement()))
 
@@ -115,15 +138,17 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         client: int,
         outbox: Outbox[_Response],
     ) -> None:
-        async for request in requests:
-            kind = request.WhichOneof("kind")
-            if kind == "submit":
-                self._submit(client, request.submit, outbox)
-            elif kind == "cancel":
-                self._step_loop.cancel(client, request.cancel.handle)
-            elif kind == "finish":
-                self._step_loop.finish(client, request.finish.handle, request.finish.sequence)
-        outbox.close()
+        try:
+            async for request in requests:
+                kind = request.WhichOneof("kind")
+                if kind == "submit":
+                    self._submit(client, request.submit, outbox)
+                elif kind == "cancel":
+                    self._step_loop.cancel(client, request.cancel.handle)
+                elif kind == "finish":
+                    self._step_loop.finish(client, request.finish.handle, request.finish.sequence)
+        finally:
+            outbox.close()
 
     def _submit(
         self, client: int, submit: scheduler_pb2.SchedulerSessionRequest.Submit, outbox: Outbox[_Response]
@@ -131,7 +156,13 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         """A request that is refused ends alone; the session goes on."""
         try:
             self._step_loop.submit(client, submit.handle, submit.request)
-        except QuireError as error:
+        except Exception as problem:
+            if isinstance(problem, QuireError):
+                error = problem
+            else:
+                # The boundary of one request: whatever is wrong with it stays its own.
+                log.error("a request could not be taken", exc_info=problem)
+                error = Internal("the request could not be taken: an internal error, which was logged")
             metrics.count_rejection(types_pb2.ErrorCode.Name(error.code))
             end = scheduler_pb2.SequenceEnd(
                 handle=submit.handle, finish_reason=types_pb2.FINISH_REASON_ERROR, error=error.to_proto()

@@ -38,6 +38,9 @@ class SchedulerSettings(ServiceSettings):
     decode_burst_s: float = Field(
         _DEFAULT.decode_burst_s, ge=0, description="seconds that the decode steps of one command may take"
     )
+    worker_hang_s: float = Field(
+        60.0, gt=0, description="seconds without an answer after which a worker with commands is given up"
+    )
     max_sequences_per_request: int = Field(
         _DEFAULT.max_sequences_per_request, ge=1, description="largest n of a request"
     )

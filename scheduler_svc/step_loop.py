@@ -1,4 +1,4 @@
-"""The shell around the core: events of sessions and workers in, commands and batches out. Sole owner of the core."""
+"""The shell around the core, and its sole owner: events in, commands and batches out."""
 
 import asyncio
 import os
@@ -20,12 +20,26 @@ BatchSink = Callable[[scheduler_pb2.TokenBatch], None]
 
 
 class StepLoop:
-    """Belongs to the event loop's thread; nothing here awaits between an event and what follows from it."""
+    """Belongs to the event loop's thread; nothing here awaits between an event and what follows from it.
 
-    def __init__(self, workers: tuple[str, ...], limits: Limits, on_change: Callable[[], None]) -> None:
+    `on_change` is called when a worker came, went, or got on with loading. `on_fault` is called once if the core
+    failed: its state cannot be trusted then, and the process has to end.
+    """
+
+    def __init__(
+        self,
+        workers: tuple[str, ...],
+        limits: Limits,
+        *,
+        worker_hang_s: float,
+        on_change: Callable[[], None],
+        on_fault: Callable[[BaseException], None],
+    ) -> None:
         self.scheduler = Scheduler(limits)
         self.draining = False
+        self._worker_hang_s = worker_hang_s
         self._on_change = on_change
+        self._on_fault = on_fault
         self._links = {address: self._link(address) for address in dict.fromkeys(workers)}
         self._sinks: dict[int, BatchSink] = {}
         self._last_client = 0
@@ -42,6 +56,7 @@ class StepLoop:
             on_result=partial(self._worker_answered, address),
             on_close=partial(self._worker_closed, address),
             on_progress=self._on_change,
+            hang_s=self._worker_hang_s,
         )
 
     # -- what the service asks
@@ -69,10 +84,13 @@ class StepLoop:
         return max(link.load_progress for link in self._links.values())
 
     async def run(self) -> None:
-        """Keep every worker's link up until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            for link in self._links.values():
-                group.create_task(link.run(), name=f"worker {link.address}")
+        """Keep every worker's link up until cancelled, or until the core fails."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for link in self._links.values():
+                    group.create_task(link.run(), name=f"worker {link.address}")
+        except ExceptionGroup as error:
+            self._on_fault(error)
 
     async def drained(self) -> None:
         """Return when no request is left; new ones are refused from now on."""
@@ -140,12 +158,19 @@ class StepLoop:
         """Once for all events of this turn of the loop: a burst of requests makes one command."""
         if not self._pump_scheduled:
             self._pump_scheduled = True
-            asyncio.get_running_loop().call_soon(self._pump)
+            asyncio.get_running_loop().call_soon(self._pump_from_loop)
+
+    def _pump_from_loop(self) -> None:
+        try:
+            self._pump()
+        except Exception as error:
+            self._on_fault(error)
 
     def _pump(self) -> None:
         self._pump_scheduled = False
         now = time.monotonic()
         scheduler = self.scheduler
+        scheduler.expire(now)
         for address, replica in scheduler.replicas.items():
             self._feed(address, replica, now)
         for client, batch in scheduler.take_updates().items():
@@ -180,8 +205,7 @@ class StepLoop:
 
     def _deadline_passed(self) -> None:
         self._timer_at = inf
-        self.scheduler.expire(time.monotonic())
-        self._pump()
+        self._pump_from_loop()
 
     def _note_idle(self) -> None:
         if self.draining and self.scheduler.num_requests == 0:

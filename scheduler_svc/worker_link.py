@@ -1,4 +1,4 @@
-"""The link to one worker: finds it, takes its lease, carries commands and results, and comes back after a loss."""
+"""The link to one worker: finds it, takes its lease, carries commands and results, comes back after a loss."""
 
 import asyncio
 import itertools
@@ -30,7 +30,8 @@ class WorkerLink:
     """`on_open`, `on_result` and `on_close` run on the event loop, in that order for each life of the stream.
 
     `on_open` gets the worker's description and the lease; it and `on_result` may raise ProtocolError, which ends
-    this life of the stream.
+    this life of the stream. So does a worker that has commands and answers none for `hang_s` seconds: whatever
+    it does later is on a stream that nobody reads, under a lease that has passed.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class WorkerLink:
         on_result: Callable[[worker_pb2.StepResult], None],
         on_close: Callable[[], None],
         on_progress: Callable[[], None],
+        hang_s: float,
     ) -> None:
         self.address = address
         self.load_progress = 0.0
@@ -49,6 +51,10 @@ class WorkerLink:
         self._on_result = on_result
         self._on_close = on_close
         self._on_progress = on_progress
+        self._hang_s = hang_s
+        self._num_unanswered = 0
+        self._progress_at = 0.0
+        self._hung = False
         self._channel = open_channel(address)
         self._stub: worker_pb2_grpc.WorkerAsyncStub = worker_pb2_grpc.WorkerStub(self._channel)
         self._outbox: deque[worker_pb2.StepCommand] = deque()
@@ -56,6 +62,9 @@ class WorkerLink:
 
     def send(self, command: worker_pb2.StepCommand) -> None:
         """Queue a command; only between `on_open` and `on_close`."""
+        if self._num_unanswered == 0:
+            self._progress_at = time.monotonic()
+        self._num_unanswered += 1
         self._outbox.append(command)
         self._wake.set()
 
@@ -68,9 +77,7 @@ class WorkerLink:
                     if await self._run_once():
                         backoff_s = _FIRST_BACKOFF_S
                 except grpc.aio.AioRpcError as error:
-                    log.debug(
-                        "worker away", worker=self.address, code=error.code().name, details=error.details()
-                    )
+                    self._log_loss(error)
                     await self._watch_progress()
                 except ProtocolError as error:
                     log.error("worker refused", worker=self.address, problem=str(error))
@@ -85,28 +92,70 @@ class WorkerLink:
         lease_epoch = next(_lease_epochs)
         call: RunCall = self._stub.Run(metadata=((LEASE_KEY, str(lease_epoch)),))
         self.load_progress = 1.0
-        writer: asyncio.Task[None] | None = None
-        is_open = False
         try:
+            async with asyncio.timeout(_CALL_TIMEOUT_S):
+                # The worker sends it when the lease is ours. A refusal ends the call instead.
+                await call.initial_metadata()
+            if call.done():
+                await call.read()  # raises what the call ended with
             self._on_open(description, lease_epoch)
-            is_open = True
             log.info(
                 "worker connected", worker=self.address, worker_id=description.worker_id, lease=lease_epoch
             )
-            writer = asyncio.create_task(self._write(call), name=f"commands to {self.address}")
-            brought = False
-            async for result in call:
-                self._on_result(result)
-                brought = True
-            return brought
-        finally:
-            if writer is not None:
-                writer.cancel()
-            call.cancel()
-            self._outbox.clear()
-            if is_open:
+            try:
+                return await self._carry(call)
+            finally:
                 log.warning("worker disconnected", worker=self.address, worker_id=description.worker_id)
                 self._on_close()
+        except TimeoutError:
+            log.warning("worker does not open its stream", worker=self.address)
+            return False
+        finally:
+            call.cancel()
+
+    async def _carry(self, call: RunCall) -> bool:
+        """Commands out, results in, until the stream ends; true if there were results."""
+        self._outbox.clear()
+        self._num_unanswered, self._hung = 0, False
+        tasks = [
+            asyncio.create_task(self._write(call), name=f"commands to {self.address}"),
+            asyncio.create_task(self._watch(call), name=f"watch over {self.address}"),
+        ]
+        brought = False
+        try:
+            async for result in call:
+                self._num_unanswered -= 1
+                self._progress_at = time.monotonic()
+                brought = True
+                self._on_result(result)
+        except asyncio.CancelledError:
+            # Raised here too when the watch cancels the call.
+            if not self._hung:
+                raise
+        finally:
+            for task in tasks:
+                task.cancel()
+        return brought
+
+    async def _watch(self, call: RunCall) -> None:
+        """Give the stream up when commands have been unanswered for too long."""
+        while not self._hung:
+            await asyncio.sleep(self._hang_s / 4)
+            waited_s = time.monotonic() - self._progress_at
+            if self._num_unanswered and waited_s > self._hang_s:
+                log.error(
+                    "worker hangs", worker=self.address, unanswered=self._num_unanswered, seconds=waited_s
+                )
+                self._hung = True
+                call.cancel()
+
+    def _log_loss(self, error: grpc.aio.AioRpcError) -> None:
+        details = {"worker": self.address, "code": error.code().name, "details": error.details()}
+        if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            log.debug("worker away", **details)  # it may be starting; a loss was logged as such
+        else:
+            # A lease that another scheduler holds, or a command that the worker refused.
+            log.error("worker ended the stream", **details)
 
     async def _write(self, call: RunCall) -> None:
         while True:
