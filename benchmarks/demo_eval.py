@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable
@@ -36,8 +37,17 @@ class HttpEngine:
         base = url.rstrip("/")
         self.base = base if base.endswith("/v1") else f"{base}/v1"
         self.key, self.concurrency, self.timeout, self.tokenizer = key, concurrency, timeout, tokenizer
-        self.model = model or self._request("/models", None)["data"][0]["id"]
+        self.model = model or self._first_model()
         self.errors: list[str] = []
+
+    def _first_model(self) -> str:
+        """The first model that the server lists; one that is still starting up lists none."""
+        end = time.monotonic() + self.timeout
+        while time.monotonic() < end:
+            if models := self._request("/models", None)["data"]:
+                return str(models[0]["id"])
+            time.sleep(0.5)
+        raise SystemExit(f"{self.base} lists no model")
 
     def answers(self, samples: list[Sample]) -> list[Answer]:
         """The server's answer to each sample, in order, up to `concurrency` at a time."""
