@@ -8,6 +8,8 @@ from tokenizer_svc.text_tokenizer import REPLACEMENT, TextTokenizer
 
 # Enough for any decoder's look-back (leading spaces, byte fallback).
 _CONTEXT_TOKENS = 6
+# A context that begins inside a run of bytes decodes to nonsense; one of these begins before it.
+_PROMPT_CONTEXTS = (_CONTEXT_TOKENS, 16, 64)
 
 
 class Detokenizer:
@@ -22,14 +24,20 @@ class Detokenizer:
     ) -> None:
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
-        context = list(prompt_token_ids[-_CONTEXT_TOKENS:])
-        if tokenizer.decode(context, skip_special_tokens=skip_special_tokens).endswith(REPLACEMENT):
-            context = []
+        context = self._context(prompt_token_ids)
         self._shown = context
         """Tokens before `_pending`, as many as the decoder looks back."""
         self._pending: list[int] = []
         """Tokens whose text is not out yet."""
         self._stream = DecodeStream(ids=context, skip_special_tokens=skip_special_tokens)
+
+    def _context(self, prompt_token_ids: Sequence[int]) -> list[int]:
+        for size in _PROMPT_CONTEXTS:
+            context = list(prompt_token_ids[-size:])
+            text = self._tokenizer.decode(context, skip_special_tokens=self._skip)
+            if not text.endswith(REPLACEMENT):
+                return context
+        return []
 
     def push(self, token_ids: list[int]) -> str:
         """The text that these tokens complete; empty while a character is incomplete."""

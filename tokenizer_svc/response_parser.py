@@ -4,6 +4,7 @@ The parsing is transformers' `ResponseParser`. Templates that tokenizers lack st
 response_templates.json, chosen by what the chat template contains.
 """
 
+import copy
 import json
 import secrets
 from collections.abc import Iterable
@@ -33,14 +34,23 @@ def response_template(tokenizer: TextTokenizer) -> dict[str, Any] | None:
     """The tokenizer's own, else the first of ours whose marks its chat template contains; None if none fits."""
     own = getattr(tokenizer.pretrained, "response_template", None)
     if own:
-        return dict(own)
+        return _with_raw_calls(own)
     chat_template = str(tokenizer.pretrained.chat_template or "")
     table = json.loads(resources.files("tokenizer_svc").joinpath("response_templates.json").read_text())
     for entry in table:
         if all(mark in chat_template for mark in entry["when_template_contains"]):
-            template: dict[str, Any] = entry["response_template"]
-            return template
+            return _with_raw_calls(entry["response_template"])
     return None
+
+
+def _with_raw_calls(template: dict[str, Any]) -> dict[str, Any]:
+    """The template with JSON tool calls left as text: we read them, so that one that is no JSON is not lost."""
+    copied = copy.deepcopy(dict(template))
+    calls = copied.get("fields", {}).get("tool_calls", {})
+    if calls.get("content") == "json" and calls.get("transform", {}).get("function") == "{content}":
+        calls["content"] = "text"
+        del calls["transform"]
+    return copied
 
 
 class AnswerParser:
@@ -110,10 +120,15 @@ class AnswerParser:
         return parsed
 
     def _add_calls(self, value: Any, parsed: ParsedText) -> None:
-        for call in value if isinstance(value, list) else [value]:
+        if isinstance(value, str):
+            try:
+                value = [{"function": item} for item in _as_list(json.loads(value))]
+            except (ValueError, RecursionError):
+                parsed.content += self._body
+                return
+        for call in _as_list(value):
             function = call.get("function") if isinstance(call, dict) else None
-            functions = function if isinstance(function, list) else [function]
-            for item in functions:
+            for item in _as_list(function):
                 if not isinstance(item, dict) or not isinstance(item.get("name"), str):
                     parsed.content += self._body
                     return
@@ -128,3 +143,7 @@ class AnswerParser:
                     )
                 )
                 self._num_calls += 1
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
