@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quire.errors import DeadlineExceeded, InvalidRequest, NotReady
-from quire.packing import unpack_int32
 from quire.v1 import scheduler_pb2, types_pb2, worker_pb2
 from scheduler_svc.core import step_tokens
 from scheduler_svc.core.block_hash import root_hash
@@ -87,26 +86,13 @@ class Scheduler:
         if replica is None:
             replica = self.replicas[name] = Replica(name, self._limits)
         replica.connect(description, lease_epoch)
-        self.abilities = self._abilities(description.model)
+        self.abilities = Abilities.of(description, (other.description for other in self.replicas.values()))
 
     def detach(self, name: str, now: float) -> None:
         """A worker's stream has broken: its sequences wait again, with their tokens so far."""
         replica = self.replicas[name]
         replica.disconnect()
         self._settle_released(replica, now)
-
-    def _abilities(self, model: types_pb2.ModelDescription) -> Abilities:
-        known = [replica.description for replica in self.replicas.values()]
-        # The KV of its last token is never computed, so a sequence may fill the pool and have one token more.
-        pool_tokens = max(worker.num_blocks * worker.block_size for worker in known) + 1
-        return Abilities(
-            model=model,
-            block_size=known[0].block_size,
-            eos_token_ids=frozenset(unpack_int32(model.eos_token_ids).tolist()),
-            max_total_tokens=min(model.max_model_len, pool_tokens),
-            max_logprobs=min(worker.max_logprobs for worker in known),
-            capabilities=frozenset.intersection(*(frozenset(worker.capabilities) for worker in known)),
-        )
 
     # -- requests
 
@@ -277,7 +263,7 @@ class Scheduler:
         step = step_tokens.read_result(replica, result)
         record = replica.retire(result)
         step_tokens.take_tokens(replica, step)
-        intervals_s, interval_tokens = self._take_times(replica, step, now)
+        intervals_s, interval_tokens = step_tokens.take_times(replica, step, now)
         columns, rows = step_tokens.columns_for_clients(replica, step)
         for client, entries, batch in columns.split():
             if result.logprobs:
@@ -292,23 +278,6 @@ class Scheduler:
         return StepStats(
             result.step_s, record.prefill_tokens, len(step.token_ids), intervals_s, interval_tokens
         )
-
-    @staticmethod
-    def _take_times(
-        replica: Replica, step: StepTokens, now: float
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        rows, table = step.rows, replica.rows
-        counts = np.ones(len(rows), np.int64) if step.counts is None else step.counts.astype(np.int64)
-        intervals_s = (now - table.last_token_at[rows]) / counts
-        table.last_token_at[rows] = now
-        first = np.isnan(intervals_s)
-        if bool(first.any()):
-            for row in rows[first].tolist():
-                sequence = table.sequences[row]
-                assert sequence is not None
-                sequence.first_token_at = now
-            intervals_s, counts = intervals_s[~first], counts[~first]
-        return intervals_s, counts
 
     def _end_finished(
         self, replica: Replica, step: StepTokens, result: worker_pb2.StepResult, now: float

@@ -78,6 +78,27 @@ def take_tokens(replica: Replica, step: StepTokens) -> None:
         start += count
 
 
+def take_times(
+    replica: Replica, step: StepTokens, now: float
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Note when each row's tokens came. Returns seconds per token since the last ones, and how many tokens, [m].
+
+    Rows whose sequence has its first token are left out: they have no interval.
+    """
+    rows, table = step.rows, replica.rows
+    counts = np.ones(len(rows), np.int64) if step.counts is None else step.counts.astype(np.int64)
+    intervals_s = (now - table.last_token_at[rows]) / counts
+    table.last_token_at[rows] = now
+    first = np.isnan(intervals_s)
+    if bool(first.any()):
+        for row in rows[first].tolist():
+            sequence = table.sequences[row]
+            assert sequence is not None
+            sequence.first_token_at = now
+        intervals_s, counts = intervals_s[~first], counts[~first]
+    return intervals_s, counts
+
+
 def rows_with_full_blocks(replica: Replica, step: StepTokens) -> list[Sequence]:
     """Sequences whose new tokens filled a block. One in `block_size` rows, in a steady step."""
     table, rows = replica.rows, step.rows

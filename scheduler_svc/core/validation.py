@@ -1,6 +1,7 @@
 """What a request must be for the scheduler to take it; errors name fields in the words of the OpenAI API."""
 
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import isfinite
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from quire.errors import InvalidRequest
 from quire.packing import pack_int32, unpack_float32, unpack_int32
-from quire.v1 import scheduler_pb2, types_pb2
+from quire.v1 import scheduler_pb2, types_pb2, worker_pb2
 from scheduler_svc.core.limits import Limits
 
 _MAX_STOP_TOKEN_IDS = 256
@@ -28,6 +29,24 @@ class Abilities:
     """Most tokens of prompt and output: the model's context, or what one pool of blocks holds."""
     max_logprobs: int
     capabilities: frozenset[str]
+
+    @classmethod
+    def of(
+        cls, newest: worker_pb2.WorkerDescription, known: Iterable[worker_pb2.WorkerDescription]
+    ) -> "Abilities":
+        """What the newest worker and those known that hold the same model can take."""
+        model = newest.model
+        workers = [newest, *(worker for worker in known if worker.model.revision == model.revision)]
+        # The KV of its last token is never computed, so a sequence may fill the pool and have one token more.
+        pool_tokens = max(worker.num_blocks * worker.block_size for worker in workers) + 1
+        return cls(
+            model=model,
+            block_size=newest.block_size,
+            eos_token_ids=frozenset(unpack_int32(model.eos_token_ids).tolist()),
+            max_total_tokens=min(model.max_model_len, pool_tokens),
+            max_logprobs=min(worker.max_logprobs for worker in workers),
+            capabilities=frozenset.intersection(*(frozenset(worker.capabilities) for worker in workers)),
+        )
 
 
 @dataclass(frozen=True, slots=True)
