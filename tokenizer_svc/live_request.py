@@ -40,6 +40,7 @@ class LiveRequest:
         self._stream = stream
         self._include_stop = include_stop
         self._num_prompt_tokens = len(token_request.prompt_token_ids) // 4
+        self._own_stop_ids = frozenset(unpack_int32(token_request.sampling.stop_token_ids).tolist())
         self._first_token_ns = 0
 
     def push(self, sequence: int, token_ids: list[int], logprobs: types_pb2.Logprobs | None) -> bool:
@@ -69,7 +70,8 @@ class LiveRequest:
             text.flush()
         stopped_by_string = bool(text.stop_string)
         delta = self._finish(text, _ENDED_BY_US if stopped_by_string else reason, end.usage)
-        if not stopped_by_string and end.HasField("stop_token_id"):
+        # The model's own end-of-sequence token is no news to whoever asked.
+        if not stopped_by_string and end.HasField("stop_token_id") and end.stop_token_id in self._own_stop_ids:
             delta.stop_token_id = end.stop_token_id
         if end.HasField("error") and not stopped_by_string:
             delta.error.CopyFrom(end.error)

@@ -20,6 +20,7 @@ from tokenizer_svc.live_request import LiveRequest
 log = structlog.get_logger()
 
 _AWAY = "the scheduler is away; try again"
+_NO_WORKER = "no worker is ready; try again"
 _SessionRequest = scheduler_pb2.SchedulerSessionRequest
 
 
@@ -73,7 +74,7 @@ class SchedulerClient:
     def submit(self, live: LiveRequest) -> None:
         """Send a new request. Raises NotReady when the scheduler would not take it."""
         if not self.ready:
-            raise NotReady(_AWAY, retry_after_s=1.0)
+            raise NotReady(_NO_WORKER if self._session.connected else _AWAY, retry_after_s=1.0)
         self._last_handle = handle = (self._last_handle + 1) % 2**32
         submit = _SessionRequest.Submit(handle=handle, request=live.token_request)
         self._session.send(_SessionRequest(submit=submit))

@@ -149,12 +149,14 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
         try:
             live = await self._generation.submit(request, session.new_delta(0))
             session.adopt(0, live)
+            num_open = len(live.sequences)
             async for message in session.outbox:
                 for delta in message.deltas:
                     if delta.HasField("error"):
                         raise from_proto(delta.error)
+                    num_open -= bool(delta.finish_reason)
                     yield delta
-                if live.is_over:
+                if num_open == 0:
                     return
         finally:
             self._num_calls -= 1

@@ -353,7 +353,7 @@ class TextDelta(_message.Message):
     stop_string: _builtins.str
     """The stop string that ended the sequence; empty if none did."""
     stop_token_id: _builtins.int
-    """The stop token that ended the sequence; absent if none did."""
+    """The one of the request's own `stop_token_ids` that ended the sequence; absent if none did."""
     prompt_tokens: _builtins.int
     """Tokens of the prompt; set in the sequence's first delta, so that usage can be told while it runs."""
     @_builtins.property
