@@ -1,7 +1,6 @@
 """`quire serve` as a command: what it prints, how it fails, how it stops."""
 
 import asyncio
-import contextlib
 import os
 import signal
 import socket
@@ -11,20 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.checkpoints import checkpoint
-from tests.support.server import launch, running_server
+from tests.support.server import launch, processes_of, running_server
 
 pytestmark = pytest.mark.e2e
-
-
-def processes_of(sockets: Path) -> dict[str, int]:
-    """Service and process id of living processes that name this server's sockets."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            words = path.read_bytes().decode(errors="replace").split("\0")
-            if "-m" in words and any(f"unix:{sockets}/" in word for word in words):
-                found[words[words.index("-m") + 1]] = int(path.parent.name)
-    return found
 
 
 def test_the_printed_curl_line_streams_an_answer_with_the_minted_key(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Starts `quire serve` as a user would, and says where it is."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -75,6 +76,17 @@ def is_ready(url: str) -> bool:
             return response.status == 200
     except (urllib.error.URLError, OSError):
         return False
+
+
+def processes_of(sockets: Path) -> dict[str, int]:
+    """Service and process id of living processes that name this server's sockets."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            words = path.read_bytes().decode(errors="replace").split("\0")
+            if "-m" in words and any(f"unix:{sockets}/" in word for word in words):
+                found[words[words.index("-m") + 1]] = int(path.parent.name)
+    return found
 
 
 def launch(model: Path | str, sockets: Path, *flags: str, api_key: str = API_KEY) -> Server:
