@@ -71,7 +71,11 @@ class LiveRequest:
         stopped_by_string = bool(text.stop_string)
         delta = self._finish(text, _ENDED_BY_US if stopped_by_string else reason, end.usage)
         # The model's own end-of-sequence token is no news to whoever asked.
-        if not stopped_by_string and end.HasField("stop_token_id") and end.stop_token_id in self._own_stop_ids:
+        if (
+            not stopped_by_string
+            and end.HasField("stop_token_id")
+            and end.stop_token_id in self._own_stop_ids
+        ):
             delta.stop_token_id = end.stop_token_id
         if end.HasField("error") and not stopped_by_string:
             delta.error.CopyFrom(end.error)
