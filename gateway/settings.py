@@ -1,18 +1,15 @@
 """What the gateway can be told."""
 
-from typing import Annotated
-
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import NoDecode
 
-from quire.settings import ServiceSettings
+from quire.settings import CommaSeparated, ServiceSettings
 
 
 class GatewaySettings(ServiceSettings):
     """Settings of `python -m gateway`."""
 
     listen: str = Field("0.0.0.0:8000", description="address to serve HTTP on: host:port, or unix:/path")
-    tokenizers: Annotated[tuple[str, ...], NoDecode] = Field(
+    tokenizers: CommaSeparated = Field(
         ("127.0.0.1:8001",),
         min_length=1,
         description="addresses of tokenizer services, comma-separated; each request goes to the least loaded",
@@ -24,7 +21,7 @@ class GatewaySettings(ServiceSettings):
         "", description="JSON file of hashed API keys; empty: keys.json in the user's configuration of quire"
     )
     metrics_public: bool = Field(False, description="serve /metrics without an API key")
-    metrics_upstreams: Annotated[tuple[str, ...], NoDecode] = Field(
+    metrics_upstreams: CommaSeparated = Field(
         (), description="http://host:port/metrics of other services to show in /metrics, comma-separated"
     )
     max_body_bytes: int = Field(8 * 2**20, ge=1024, description="longest request body, bytes")
@@ -38,16 +35,6 @@ class GatewaySettings(ServiceSettings):
         ge=4096,
         description="bytes of a stream kept for a client that reads slowly, then it is cancelled",
     )
-
-    @field_validator("tokenizers", "metrics_upstreams", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        """Accept `a,b` from flags and variables, besides lists."""
-        if isinstance(value, str):
-            value = [value]
-        if isinstance(value, list | tuple):
-            return tuple(item.strip() for part in value for item in str(part).split(",") if item.strip())
-        return value
 
     @field_validator("api_key", mode="after")
     @classmethod

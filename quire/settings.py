@@ -5,12 +5,13 @@ import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
@@ -21,6 +22,17 @@ ENV_PREFIX = "QUIRE_"
 
 # Read by the launcher or by Python code before settings exist; any service may find them in its environment.
 _FOREIGN_ENV = frozenset({"QUIRE_CONFIG", "QUIRE_HOME"})
+
+
+def _split_commas(value: object) -> object:
+    parts = [value] if isinstance(value, str) else value
+    if isinstance(parts, list | tuple):
+        return tuple(item.strip() for part in parts for item in str(part).split(",") if item.strip())
+    return value
+
+
+CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
+"""A list that flags and variables give as `a,b`; a repeated flag adds to it."""
 
 
 class SettingsError(Exception):

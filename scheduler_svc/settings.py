@@ -1,11 +1,8 @@
 """What the scheduler service can be told."""
 
-from typing import Annotated
+from pydantic import Field
 
-from pydantic import Field, field_validator
-from pydantic_settings import NoDecode
-
-from quire.settings import ServiceSettings
+from quire.settings import CommaSeparated, ServiceSettings
 from scheduler_svc.core.limits import Limits
 
 _DEFAULT = Limits()
@@ -15,7 +12,7 @@ class SchedulerSettings(ServiceSettings):
     """Settings of `python -m scheduler_svc`."""
 
     listen: str = Field("127.0.0.1:8002", description="address to serve on: host:port, or unix:/path")
-    workers: Annotated[tuple[str, ...], NoDecode] = Field(
+    workers: CommaSeparated = Field(
         ("127.0.0.1:8003",), min_length=1, description="addresses of workers, comma-separated"
     )
     max_queue_requests: int = Field(
@@ -44,15 +41,6 @@ class SchedulerSettings(ServiceSettings):
     max_sequences_per_request: int = Field(
         _DEFAULT.max_sequences_per_request, ge=1, description="largest n of a request"
     )
-
-    @field_validator("workers", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        """Accept `a,b` from flags and variables, besides lists."""
-        parts = [value] if isinstance(value, str) else value
-        if isinstance(parts, list | tuple):
-            return tuple(item.strip() for part in parts for item in str(part).split(",") if item.strip())
-        return value
 
     def limits(self) -> Limits:
         """The core's bounds."""

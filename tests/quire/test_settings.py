@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from quire.settings import ServiceSettings, SettingsError, load_settings
+from quire.settings import CommaSeparated, ServiceSettings, SettingsError, load_settings
 
 
 class ExampleSettings(ServiceSettings):
     listen: str = Field("127.0.0.1:0", description="address")
-    workers: tuple[str, ...] = Field((), description="addresses of workers")
+    workers: CommaSeparated = Field((), description="addresses of workers")
     max_rows: int = Field(8, gt=0, description="rows")
 
 
@@ -34,9 +34,11 @@ def test_flags_beat_environment_beats_file_beats_default(
     assert load("--config", config, "--max-rows", "4").max_rows == 4
 
 
-def test_lists_are_comma_separated_or_repeated() -> None:
+def test_lists_are_comma_separated_or_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load("--workers", "a,b").workers == ("a", "b")
     assert load("--workers", "a", "--workers", "b").workers == ("a", "b")
+    monkeypatch.setenv("QUIRE_WORKERS", "c, d")
+    assert load().workers == ("c", "d")
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many"])
