@@ -197,10 +197,10 @@ class SchedulerClient:
 
     def _give_up(self) -> None:
         error = NotReady("the scheduler was lost and did not come back in time; try again", retry_after_s=5.0)
-        for handle in self._unsubmitted:
+        given_up, self._unsubmitted = self._unsubmitted, set()
+        for handle in given_up:
             if (live := self._live.get(handle)) is not None:
                 self._fail(live, error)
-        self._unsubmitted.clear()
         self._on_batch()
 
     def _resubmit(self) -> None:
