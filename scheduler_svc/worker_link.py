@@ -105,7 +105,9 @@ class WorkerLink:
             try:
                 return await self._carry(call)
             finally:
-                log.warning("worker disconnected", worker=self.address, worker_id=description.worker_id)
+                task = asyncio.current_task()
+                if task is None or not task.cancelling():  # leaving ourselves is no news
+                    log.warning("worker disconnected", worker=self.address, worker_id=description.worker_id)
                 self._on_close()
         except TimeoutError:
             log.warning("worker does not open its stream", worker=self.address)
