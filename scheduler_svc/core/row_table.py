@@ -19,6 +19,7 @@ class RowTable:
         self.max_rows = max_rows
         self._block_size = block_size
         self.sequences: list[Sequence | None] = [None] * max_rows
+        self.taken = np.zeros(max_rows, np.bool_)
         self.epochs = np.zeros(max_rows, np.uint32)
         # -- what commands sent so far lead to
         self.decoding = np.zeros(max_rows, np.bool_)
@@ -44,6 +45,7 @@ class RowTable:
         """Seat a sequence on a free row, with a new epoch."""
         row = self._free.pop()
         self.sequences[row] = sequence
+        self.taken[row] = True
         self.epochs[row] += 1
         sequence.enter(row, block_ids, num_cached, now)
         self.decoding[row] = False
@@ -71,6 +73,7 @@ class RowTable:
         sequence.last_token_at = float(self.last_token_at[row])
         sequence.row = NOBODY
         self.sequences[row] = None
+        self.taken[row] = False
         self.decoding[row] = False
         self.clients[row] = NOBODY
         self._free.append(row)
@@ -100,6 +103,7 @@ class RowTable:
     def check_integrity(self) -> None:
         """Assert that rows and sequences agree."""
         taken = [row for row, sequence in enumerate(self.sequences) if sequence is not None]
+        assert taken == np.flatnonzero(self.taken).tolist(), "the column and the sequences differ"
         assert sorted([*self._free, *taken]) == list(range(self.max_rows)), "a row is lost or free twice"
         for row in taken:
             sequence = self.sequences[row]

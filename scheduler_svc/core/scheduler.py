@@ -80,8 +80,11 @@ class Scheduler:
                 raise ProtocolError(
                     f"model, revision, vocabulary and block size are {its}, where {theirs} is served"
                 )
-        if min(description.block_size, description.num_blocks, description.max_rows) < 1:
-            raise ProtocolError("it has no rows or no blocks")
+        sizes = (description.block_size, description.num_blocks, description.max_rows)
+        if min(*sizes, description.max_step_tokens, description.max_decode_steps) < 1:
+            raise ProtocolError("it has no rows or no blocks, or takes no tokens or no steps")
+        if len(description.model.eos_token_ids) % 4:
+            raise ProtocolError("its eos_token_ids are not packed int32")
         replica = self.replicas.get(name)
         if replica is None:
             replica = self.replicas[name] = Replica(name, self._limits)

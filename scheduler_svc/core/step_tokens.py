@@ -1,16 +1,20 @@
 """A worker's StepResult, checked against the rows it speaks of, and taken into their sequences."""
 
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quire.packing import unpack_int32, unpack_uint8, unpack_uint32
-from quire.v1 import scheduler_pb2, worker_pb2
+from quire.v1 import scheduler_pb2, types_pb2, worker_pb2
 from scheduler_svc.core.replica import Replica
 from scheduler_svc.core.row_table import NOBODY
 from scheduler_svc.core.sequence import Sequence
 from scheduler_svc.core.token_batch import StepColumns
+
+# A worker ends rows by itself in these ways only; a row that fails is among the result's errors.
+_LAST_REASON = max(types_pb2.FINISH_REASON_STOP, types_pb2.FINISH_REASON_LENGTH)
 
 
 class ProtocolError(Exception):
@@ -28,7 +32,7 @@ class StepTokens:
 
 
 def read_result(replica: Replica, result: worker_pb2.StepResult) -> StepTokens:
-    """Unpack and check a result; entries of dead epochs are left out. Raises ProtocolError."""
+    """Unpack and check a result; entries of dead epochs and of free rows are left out. Raises ProtocolError."""
     if not replica.in_flight or result.step_id != replica.in_flight[0].step_id:
         expected = replica.in_flight[0].step_id if replica.in_flight else "none"
         raise ProtocolError(f"result of step {result.step_id}, expected {expected}")
@@ -43,14 +47,34 @@ def read_result(replica: Replica, result: worker_pb2.StepResult) -> StepTokens:
     columns_agree = len(rows) == len(epochs) == len(finish_reasons) and len(token_ids) == num_tokens
     if not columns_agree or (counts is not None and len(counts) != len(rows)):
         raise ProtocolError(f"step {result.step_id}: columns have different lengths")
-    if len(rows) and int(rows.max()) >= replica.rows.max_rows:
-        raise ProtocolError(f"step {result.step_id}: row {int(rows.max())} does not exist")
-    alive = replica.rows.epochs[rows] == epochs
+    if not isfinite(result.step_s) or result.step_s < 0.0:
+        raise ProtocolError(f"step {result.step_id}: it took {result.step_s} seconds")
+    step = StepTokens(rows, counts, token_ids, finish_reasons)
+    if len(rows) == 0:
+        return step
+    _check_values(replica, step, result.step_id)
+    alive = (replica.rows.epochs[rows] == epochs) & replica.rows.taken[rows]
     if not bool(alive.all()):
         token_ids = token_ids[alive if counts is None else np.repeat(alive, counts)]
         rows, finish_reasons = rows[alive], finish_reasons[alive]
         counts = None if counts is None else counts[alive]
-    return StepTokens(rows, counts, token_ids, finish_reasons)
+        step = StepTokens(rows, counts, token_ids, finish_reasons)
+    return step
+
+
+def _check_values(replica: Replica, step: StepTokens, step_id: int) -> None:
+    """Raise ProtocolError for values that would break what follows; `step` has at least one entry."""
+    if int(step.rows.max()) >= replica.rows.max_rows:
+        raise ProtocolError(f"step {step_id}: row {int(step.rows.max())} does not exist")
+    if int(np.bincount(step.rows).max()) > 1:
+        raise ProtocolError(f"step {step_id}: a row occurs twice")
+    if step.counts is not None and int(step.counts.min()) < 1:
+        raise ProtocolError(f"step {step_id}: a row without tokens")
+    lowest, highest = int(step.token_ids.min()), int(step.token_ids.max())
+    if lowest < 0 or highest >= replica.description.model.vocab_size:
+        raise ProtocolError(f"step {step_id}: a token id is outside the vocabulary")
+    if int(step.finish_reasons.max()) > _LAST_REASON:
+        raise ProtocolError(f"step {step_id}: a row ended in way {int(step.finish_reasons.max())}")
 
 
 def take_tokens(replica: Replica, step: StepTokens) -> None:
