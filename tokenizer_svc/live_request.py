@@ -67,7 +67,7 @@ class LiveRequest:
             is_stop = end.HasField("stop_token_id") and bool(token_ids) and token_ids[-1] == end.stop_token_id
             num_silent = int(is_stop and not self._include_stop)
             text.push(token_ids, self._token_logprobs(token_ids, logprobs), num_silent=num_silent)
-            text.flush()
+        text.flush()
         stopped_by_string = bool(text.stop_string)
         delta = self._finish(text, _ENDED_BY_US if stopped_by_string else reason, end.usage)
         # The model's own end-of-sequence token is no news to whoever asked.
@@ -95,6 +95,7 @@ class LiveRequest:
         """The scheduler is gone: sequences that wait for nothing but its ledger end with what is known here."""
         for text in self.sequences:
             if text.stop_string and not text.has_ended:
+                text.flush()
                 ledger = types_pb2.Usage(
                     prompt_tokens=self._num_prompt_tokens, completion_tokens=len(text.token_ids)
                 )

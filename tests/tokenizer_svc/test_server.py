@@ -306,3 +306,21 @@ async def test_a_long_prompt_is_prepared_in_a_thread_and_a_short_one_at_once(
         with pytest.raises(grpc.aio.AioRpcError, match="context length"):
             await deltas(stack, request(1, text="long " * 100_000))
     assert threads == [True, False]
+
+
+async def test_text_that_the_parser_held_back_is_shown_when_a_stop_string_ends_the_answer(
+    tmp_path: Path, byte_level: TextTokenizer
+) -> None:
+    """White space may begin the end of an answer, so the parser waits with it; a stop string settles the matter."""
+    chat = tokenizer_pb2.ChatPrompt(messages_json='[{"role": "user", "content": "Hi"}]')
+    async with running(tmp_path) as stack:
+        prompt = (await stack.stub.Tokenize(tokenizer_pb2.TokenizeRequest(chat=chat))).token_ids
+        tokens = expected_tokens(unpack_int32(prompt).tolist(), 200, VOCAB_SIZE)
+        whole = byte_level.decode(tokens, skip_special_tokens=False)
+        at = next(i for i in range(1, len(whole) - 3) if whole[i - 1] == " " and "<" not in whole[: i + 3])
+        stop = whole[at : at + 3]
+        asked = request(
+            200, text=None, chat=chat, parse_response=True, stop=[stop], skip_special_tokens=False
+        )
+        found = await deltas(stack, asked)
+    assert "".join(delta.text for delta in found) == whole[: whole.index(stop)]
