@@ -6,7 +6,7 @@ import pytest
 
 from scheduler_svc.core import block_hash, sequence
 from scheduler_svc.core.block_pool import BlockPool
-from scheduler_svc.core.replica import Replica
+from scheduler_svc.core.replica import InFlight, Replica
 from scheduler_svc.core.scheduler import Scheduler
 from tests.scheduler_svc.core.test_scheduler_properties import explore
 
@@ -25,6 +25,45 @@ def free_early(patch: pytest.MonkeyPatch) -> None:
             self.rows.num_blocks[leaving.row] = 0
 
     patch.setattr(Replica, "leave", leave_and_free)
+
+
+def free_at_removal(patch: pytest.MonkeyPatch) -> None:
+    """Rows and blocks go back when the command that removes them is sent: a worker in order would not notice."""
+    next_command = Replica.next_command
+
+    def next_and_free(self: Replica, *, prompts_wait: bool) -> object:
+        command = next_command(self, prompts_wait=prompts_wait)
+        if command is not None:
+            self.release_removed(self.in_flight[-1])
+            self.in_flight[-1].removed = []
+        return command
+
+    patch.setattr(Replica, "next_command", next_and_free)
+
+
+def commit_early(patch: pytest.MonkeyPatch) -> None:
+    """A prompt's blocks can be found when they are to be computed, not when they have been."""
+    prefill = Replica._prefill
+
+    def prefill_and_commit(self: Replica, command: object, record: InFlight, budget: int) -> None:
+        prefill(self, command, record, budget)
+        for chosen, end in record.chunks:
+            chosen.chunk_retired = end
+        self.commit_blocks(chosen for chosen, _ in record.chunks)
+
+    patch.setattr(Replica, "_prefill", prefill_and_commit)
+
+
+def all_clients_leave(patch: pytest.MonkeyPatch) -> None:
+    """A client that goes takes the other's requests with it."""
+    cancel_client = Scheduler.cancel_client
+
+    def cancel_all(self: Scheduler, client: int, now: float) -> None:
+        cancel_client(self, client, now)
+        for other in list(self._requests):
+            cancel_client(self, other, now)
+
+    patch.setattr(Scheduler, "cancel_client", cancel_all)
 
 
 def double_free(patch: pytest.MonkeyPatch) -> None:
@@ -69,7 +108,17 @@ def lost_cancel(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "plant", [free_early, double_free, stale_epoch_accepted, hash_without_parent, lost_cancel]
+    "plant",
+    [
+        free_early,
+        free_at_removal,
+        commit_early,
+        double_free,
+        stale_epoch_accepted,
+        hash_without_parent,
+        lost_cancel,
+        all_clients_leave,
+    ],
 )
 def test_a_planted_bug_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)

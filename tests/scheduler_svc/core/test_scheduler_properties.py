@@ -1,9 +1,18 @@
 """Whatever happens in whatever order: tokens exact, ends once, nothing leaked, the protocol kept, the ledger right."""
 
+from dataclasses import dataclass
+
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from tests.scheduler_svc.core.world import World
 
@@ -15,91 +24,108 @@ prompts = st.one_of(
 )
 
 
+@dataclass(frozen=True)
+class Arrival:
+    """A request to come."""
+
+    prompt: list[int]
+    n: int
+    max_tokens: int
+    stop_token_ids: list[int]
+    priority: int
+    tenant: str
+    timeout_s: float | None
+    resumed: int
+
+
+arrivals = st.builds(
+    Arrival,
+    prompt=prompts,
+    n=st.sampled_from([1, 1, 1, 3]),
+    max_tokens=st.integers(1, 25),
+    stop_token_ids=st.lists(st.integers(0, 49), max_size=2, unique=True),
+    priority=st.integers(-1, 1),
+    tenant=st.sampled_from(["a", "b"]),
+    timeout_s=st.sampled_from([None, None, 0.5, 5.0]),
+    resumed=st.sampled_from([0, 0, 0, 4]),
+)
+choices = st.integers(0, 10**6)
+# As the shell does after every event; it takes several together when they come at once.
+feeds = st.sampled_from([True, True, True, False])
+
+
 class Events(RuleBasedStateMachine):
     """Arrivals, steps, cancels, stop strings, deadlines, preemptions (by small pools), lost and restarted workers."""
 
     world: World
 
     @initialize(
-        num_blocks=st.sampled_from([18, 24, 60]), max_rows=st.integers(1, 6), num_workers=st.integers(1, 2)
+        num_blocks=st.sampled_from([18, 24, 60]),
+        max_rows=st.integers(1, 6),
+        num_workers=st.integers(1, 2),
+        pipeline_depth=st.integers(1, 3),
+        max_decode_steps=st.sampled_from([1, 4]),
     )
-    def begin(self, num_blocks: int, max_rows: int, num_workers: int) -> None:
-        self.world = World(num_blocks=num_blocks, max_rows=max_rows, num_workers=num_workers)
-        self.next_handle = 0
+    def begin(self, **sizes: int) -> None:
+        self.world = World(**sizes)
+        self.next_key = 1
 
-    @rule(
-        prompt=prompts,
-        n=st.sampled_from([1, 1, 1, 3]),
-        max_tokens=st.integers(1, 25),
-        stops=st.lists(st.integers(0, 49), max_size=2, unique=True),
-        priority=st.integers(-1, 1),
-        tenant=st.sampled_from(["a", "b"]),
-        timeout_s=st.sampled_from([None, None, 0.5, 5.0]),
-        resumed=st.sampled_from([0, 0, 0, 4]),
-    )
-    def arrive(
-        self,
-        prompt: list[int],
-        n: int,
-        max_tokens: int,
-        stops: list[int],
-        priority: int,
-        tenant: str,
-        timeout_s: float | None,
-        resumed: int,
-    ) -> None:
-        self.next_handle += 1
-        fields: dict[str, object] = {"priority": priority, "tenant": tenant}
-        if timeout_s is not None:
-            fields["timeout_s"] = timeout_s
-        self.world.ask(
-            self.next_handle,
-            prompt,
-            n=n,
-            max_tokens=max_tokens,
-            stop_token_ids=stops,
-            resumed=resumed if n == 1 else 0,
-            **fields,
-        )
+    @rule(arriving=st.lists(arrivals, min_size=1, max_size=4), feed=feeds)
+    def arrive(self, arriving: list[Arrival], feed: bool) -> None:
+        for arrival in arriving:
+            self.next_key += 1
+            fields = {key: value for key, value in vars(arrival).items() if value is not None}
+            self.world.ask(self.next_key, **fields)
+        self._feed(feed)
 
-    @rule(worker=st.integers(0, 1), times=st.integers(1, 6))
-    def step(self, worker: int, times: int) -> None:
-        name = list(self.world.workers)[worker % len(self.world.workers)]
+    @rule(choice=choices, times=st.integers(1, 6))
+    def step(self, choice: int, times: int) -> None:
         for _ in range(times):
             self.world.now += 0.05
-            self.world.feed(name)
-            self.world.answer(name)
+            self.world.answer(self._worker(choice))
             self.world.receive()
+            self._feed(True)
 
-    @rule(worker=st.integers(0, 1))
-    def run_ahead(self, worker: int) -> None:
-        """Commands go out, no result comes in."""
-        self.world.feed(list(self.world.workers)[worker % len(self.world.workers)])
+    @rule(choice=choices, times=st.integers(1, 2))
+    def work_unheard(self, choice: int, times: int) -> None:
+        """A worker gets on with its commands, but its results are still on their way."""
+        self.world.work(self._worker(choice), times)
 
-    @rule(choice=st.integers(0, 10**6))
-    def cancel(self, choice: int) -> None:
-        if living := [handle for handle, asked in self.world.asked.items() if not asked.is_over]:
-            self.world.cancel(living[choice % len(living)])
-
-    @rule(choice=st.integers(0, 10**6), sequence=st.integers(0, 2))
-    def finish(self, choice: int, sequence: int) -> None:
-        self.world.receive()
-        if living := [handle for handle, asked in self.world.asked.items() if not asked.is_over]:
-            handle = living[choice % len(living)]
-            self.world.finish(handle, sequence % self.world.asked[handle].n)
-
-    @rule(worker=st.integers(0, 1), restart=st.booleans())
-    def lose(self, worker: int, restart: bool) -> None:
-        name = list(self.world.workers)[worker % len(self.world.workers)]
-        if self.world.workers[name].connected:
-            self.world.disconnect(name, restart=restart)
+    @precondition(lambda self: self._living())
+    @rule(choice=choices, whole_client=st.sampled_from([False, False, False, True]), feed=feeds)
+    def cancel(self, choice: int, whole_client: bool, feed: bool) -> None:
+        if whole_client:
+            self.world.leave(1 + choice % 2)
         else:
-            self.world.connect(name)
+            self.world.cancel(self._living()[choice % len(self._living())])
+        self._feed(feed)
+
+    @precondition(lambda self: self._living())
+    @rule(choice=choices, sequence=st.integers(0, 2), feed=feeds)
+    def finish(self, choice: int, sequence: int, feed: bool) -> None:
+        self.world.receive()
+        key = self._living()[choice % len(self._living())]
+        self.world.finish(key, sequence % self.world.asked[key].n)
+        self._feed(feed)
+
+    @precondition(lambda self: any(worker.connected for worker in self.world.workers.values()))
+    @rule(choice=choices, restart=st.booleans())
+    def lose(self, choice: int, restart: bool) -> None:
+        connected = [name for name, worker in self.world.workers.items() if worker.connected]
+        self.world.disconnect(connected[choice % len(connected)], restart=restart)
+        self._feed(True)
+
+    @precondition(lambda self: not all(worker.connected for worker in self.world.workers.values()))
+    @rule(feed=feeds)
+    def come_back(self, feed: bool) -> None:
+        self.world.connect(next(name for name, worker in self.world.workers.items() if not worker.connected))
+        self._feed(feed)
 
     @rule()
     def pass_time(self) -> None:
         self.world.now += 1.0
         self.world.scheduler.expire(self.world.now)
+        self._feed(True)
 
     @invariant()
     def nothing_is_wrong(self) -> None:
@@ -109,6 +135,17 @@ class Events(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "world"):
             self.world.settle()
+
+    def _worker(self, choice: int) -> str:
+        return list(self.world.workers)[choice % len(self.world.workers)]
+
+    def _living(self) -> list[int]:
+        return [key for key, asked in self.world.asked.items() if not asked.is_over]
+
+    def _feed(self, really: bool) -> None:
+        if really:
+            for name in self.world.workers:
+                self.world.feed(name)
 
 
 def explore(examples: int, steps: int, *, derandomize: bool = False, shrink: bool = True) -> None:

@@ -43,6 +43,7 @@ def busy_world() -> World:
         world.answer("w0")
     world.receive()
     world.feed("w0")
+    world.work("w0")
     assert world.asked[3].is_over
     assert not world.asked[1].is_over
     return world

@@ -1,4 +1,7 @@
-"""A world for the pure core: workers that check the protocol, clients that check their tokens, and a clock."""
+"""A world for the pure core: workers that check the protocol, clients that check their tokens, and a clock.
+
+Two clients use the same handles: the request that is asked under key k is client 1 + k % 2's handle k // 2.
+"""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -9,6 +12,7 @@ from quire.packing import pack_int32, unpack_int32, unpack_uint32
 from quire.v1 import scheduler_pb2, types_pb2, worker_pb2
 from scheduler_svc.core.limits import Limits
 from scheduler_svc.core.scheduler import Scheduler
+from tests.scheduler_svc.core.ownership import Ownership
 
 VOCAB = 50
 BLOCK_SIZE = 4
@@ -28,13 +32,15 @@ def description(worker_epoch: int, *, num_blocks: int, max_rows: int) -> worker_
 
 @dataclass
 class FakeWorker:
-    """A worker and its pipe: commands are executed at once, results wait to be delivered in order."""
+    """A worker and its pipe: commands wait to be executed, results to be delivered, both in order."""
 
     rows: InstantRows
+    commands: deque[worker_pb2.StepCommand] = field(default_factory=deque)
     results: deque[worker_pb2.StepResult] = field(default_factory=deque)
+    ownership: Ownership = field(default_factory=lambda: Ownership(BLOCK_SIZE))
     connected: bool = False
     computed_and_lost: int = 0
-    """Positions computed by commands whose results were lost with the stream."""
+    """Positions computed by commands whose results were lost with the stream: the ledger has none of them."""
 
 
 @dataclass
@@ -50,6 +56,7 @@ class Asked:
     finished: set[int] = field(default_factory=set)
     cancelled: bool = False
     has_deadline: bool = False
+    is_resumed: bool = False
 
     @property
     def is_over(self) -> bool:
@@ -58,11 +65,26 @@ class Asked:
 
 
 class World:
-    """One scheduler, its workers, one client. Every method is an event."""
+    """One scheduler, its workers, two clients. Every method is an event."""
 
-    def __init__(self, *, num_blocks: int = 24, max_rows: int = 5, num_workers: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        num_blocks: int = 24,
+        max_rows: int = 5,
+        num_workers: int = 1,
+        pipeline_depth: int = 2,
+        max_decode_steps: int = 4,
+    ) -> None:
         self.now = 0.0
-        self.scheduler = Scheduler(Limits(max_queue_sequences=12, max_step_tokens=16, decode_burst_s=1.0))
+        limits = Limits(
+            max_queue_sequences=12,
+            max_step_tokens=16,
+            pipeline_depth=pipeline_depth,
+            max_decode_steps=max_decode_steps,
+            decode_burst_s=1.0,
+        )
+        self.scheduler = Scheduler(limits)
         self._sizes = {"num_blocks": num_blocks, "max_rows": max_rows}
         self._epoch = 0
         self.workers: dict[str, FakeWorker] = {}
@@ -93,6 +115,8 @@ class World:
         worker.connected = False
         worker.computed_and_lost += sum(result.tokens_computed for result in worker.results)
         worker.results.clear()
+        worker.commands.clear()
+        worker.ownership.clear()
         self.scheduler.detach(name, self.now)
         if restart:
             fresh = self._new_worker()
@@ -104,27 +128,38 @@ class World:
         """Send what the scheduler has for a worker."""
         worker = self.workers[name]
         while worker.connected and (command := self.scheduler.schedule(name, self.now)) is not None:
-            result = worker.rows.execute(worker_pb2.StepCommand.FromString(command.SerializeToString()))
+            worker.ownership.sent(command)
+            worker.commands.append(worker_pb2.StepCommand.FromString(command.SerializeToString()))
+
+    def work(self, name: str, times: int = 99) -> None:
+        """The worker executes what it was sent, up to so many commands."""
+        worker = self.workers[name]
+        while worker.commands and times > 0:
+            command = worker.commands.popleft()
+            result = worker.rows.execute(command)
             result.step_s = 0.01 * max(1, command.decode_steps)
             worker.results.append(result)
+            times -= 1
 
     def answer(self, name: str) -> None:
         """Deliver the oldest result."""
         worker = self.workers[name]
+        if not worker.results:
+            self.work(name, 1)
         if worker.results:
-            self.scheduler.apply(name, worker.results.popleft(), self.now)
+            result = worker.results.popleft()
+            self.scheduler.apply(name, result, self.now)
+            worker.ownership.retired(result.step_id)
 
-    # -- the client
+    # -- the clients
 
-    def ask(
-        self, handle: int, prompt: list[int], *, n: int = 1, max_tokens: int = 8, **fields: object
-    ) -> bool:
+    def ask(self, key: int, prompt: list[int], *, n: int = 1, max_tokens: int = 8, **fields: object) -> bool:
         """Submit a request; false if it was refused."""
         stops = tuple(fields.pop("stop_token_ids", ()))
         resumed = fields.pop("resumed", 0)
         asked = Asked(prompt, n, (*stops, 3), max_tokens, {index: [] for index in range(n)})
         request = scheduler_pb2.TokenRequest(
-            request_id=str(handle),
+            request_id=str(key),
             prompt_token_ids=pack_int32(prompt),
             n=n,
             sampling=types_pb2.SamplingParams(
@@ -135,40 +170,47 @@ class World:
         asked.has_deadline = request.HasField("timeout_s")
         if resumed:
             known = asked_tokens(asked)[: min(resumed, len(asked_tokens(asked)))]
-            asked.tokens[0] = list(known)
-            request.resumed.add(sequence=0, token_ids=pack_int32(known))
+            asked.is_resumed = True
+            asked.tokens[n - 1] = list(known)
+            request.resumed.add(sequence=n - 1, token_ids=pack_int32(known))
         try:
-            self.scheduler.add(1, handle, request, 0, self.now)
+            self.scheduler.add(*address(key), request, 0, self.now)
         except QuireError:
             return False
-        self.asked[handle] = asked
+        self.asked[key] = asked
         return True
 
-    def cancel(self, handle: int) -> None:
-        """The client leaves."""
-        self.asked[handle].cancelled = True
-        self.scheduler.cancel(1, handle, self.now)
+    def cancel(self, key: int) -> None:
+        """A client gives one request up."""
+        self.asked[key].cancelled = True
+        self.scheduler.cancel(*address(key), self.now)
 
-    def finish(self, handle: int, sequence: int) -> None:
+    def leave(self, client: int) -> None:
+        """A client is gone, with all it asked for; nothing comes for it any more."""
+        for key, asked in self.asked.items():
+            if address(key)[0] == client and not asked.is_over:
+                asked.cancelled = True
+        self.scheduler.cancel_client(client, self.now)
+
+    def finish(self, key: int, sequence: int) -> None:
         """A stop string was found in a sequence."""
-        if sequence not in self.asked[handle].ends:
-            self.asked[handle].finished.add(sequence)
-        self.scheduler.finish(1, handle, sequence, self.now)
+        if sequence not in self.asked[key].ends:
+            self.asked[key].finished.add(sequence)
+        self.scheduler.finish(*address(key), sequence, self.now)
 
     def receive(self) -> None:
-        """Take what the scheduler has for the client, and check it against the oracle."""
+        """Take what the scheduler has for each client, and check it against the oracle."""
         for client, batch in self.scheduler.take_updates().items():
-            assert client == 1
-            self._receive(batch)
+            self._receive(client, batch)
         self.endings += [ending.usage for ending in self.scheduler.take_endings()]
 
-    def _receive(self, batch: scheduler_pb2.TokenBatch) -> None:
+    def _receive(self, client: int, batch: scheduler_pb2.TokenBatch) -> None:
         handles, tokens = unpack_uint32(batch.handles).tolist(), unpack_int32(batch.token_ids).tolist()
         sequences = unpack_uint32(batch.sequences).tolist() if batch.sequences else [0] * len(handles)
         counts = unpack_uint32(batch.num_tokens).tolist() if batch.num_tokens else [1] * len(handles)
         start = 0
         for handle, sequence, count in zip(handles, sequences, counts, strict=True):
-            asked = self.asked[handle]
+            asked = self.asked[key_of(client, handle)]
             assert not asked.cancelled, "tokens after a cancel"
             assert sequence not in asked.ends, "tokens after the end"
             assert sequence not in asked.finished, "tokens after a finish"
@@ -179,7 +221,7 @@ class World:
                 "tokens lost, repeated or wrong"
             )
         for end in batch.ends:
-            self._end(self.asked[end.handle], end)
+            self._end(self.asked[key_of(client, end.handle)], end)
 
     @staticmethod
     def _end(asked: Asked, end: scheduler_pb2.SequenceEnd) -> None:
@@ -192,6 +234,7 @@ class World:
                 assert asked.tokens[end.sequence] == whole, "an end before the last token"
             assert end.usage.completion_tokens == len(asked.tokens[end.sequence])
             assert end.usage.prompt_tokens == len(asked.prompt)
+            _check_ledger(end.usage, exact=not asked.is_resumed and end.sequence not in asked.finished)
         else:
             assert end.error.code == types_pb2.ERROR_CODE_DEADLINE_EXCEEDED
             assert asked.has_deadline
@@ -231,6 +274,27 @@ class World:
     def check(self) -> None:
         """The invariants that hold after every event."""
         self.scheduler.check_integrity()
+
+
+def address(key: int) -> tuple[int, int]:
+    """Client and handle."""
+    return 1 + key % 2, key // 2
+
+
+def key_of(client: int, handle: int) -> int:
+    """The other way round."""
+    return 2 * handle + client - 1
+
+
+def _check_ledger(usage: types_pb2.Usage, *, exact: bool) -> None:
+    """`exact`: the sequence ended by itself, so all but its last token were found or computed, and counted once."""
+    assert min(usage.queue_s, usage.prefill_s, usage.decode_s) >= 0.0
+    assert usage.recomputed_tokens <= usage.computed_tokens
+    if exact and usage.preemptions == 0:
+        assert usage.recomputed_tokens == 0
+        assert (
+            usage.cached_tokens + usage.computed_tokens == usage.prompt_tokens + usage.completion_tokens - 1
+        )
 
 
 def asked_tokens(asked: Asked) -> list[int]:
