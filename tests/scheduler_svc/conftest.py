@@ -17,7 +17,7 @@ from benchmarks.instant_worker import InstantWorker, InstantWorkerSettings
 from quire.packing import pack_int32, unpack_int32
 from quire.rpc.channel import open_channel
 from quire.service import Shutdown
-from quire.v1 import scheduler_pb2, scheduler_pb2_grpc, types_pb2
+from quire.v1 import scheduler_pb2, scheduler_pb2_grpc, types_pb2, worker_pb2
 from scheduler_svc.server import SchedulerServicer
 from scheduler_svc.settings import SchedulerSettings
 
@@ -41,6 +41,21 @@ class Service:
         """Return once it is in `state`."""
         async with asyncio.timeout(20):
             while (await self.status()).state != state:
+                await asyncio.sleep(0.005)
+
+    async def until_retired(self, step_id: int) -> scheduler_pb2.ReplicaStatus:
+        """Return its only replica's status once this command has retired and two more are in flight."""
+        async with asyncio.timeout(20):
+            while True:
+                (replica,) = (await self.status()).replicas
+                if (replica.last_step_retired, replica.last_step_sent) == (step_id, step_id + 2):
+                    return replica
+                await asyncio.sleep(0.005)
+
+    async def until_running(self, count: int) -> None:
+        """Return once so many sequences hold a row and keep it."""
+        async with asyncio.timeout(20):
+            while (await self.status()).sequences_running != count:
                 await asyncio.sleep(0.005)
 
     async def until_free(self) -> scheduler_pb2.ReplicaStatus:
@@ -84,6 +99,37 @@ async def running_worker(address: str, **settings: object) -> AsyncIterator[Inst
         assert worker.violations == []
     finally:
         await worker.stop()
+
+
+class StepPermits:
+    """Lets a worker answer so many commands, and no more until told."""
+
+    def __init__(self, count: int) -> None:
+        self._permits = asyncio.Semaphore(count)
+        self._open = False
+
+    async def take(self) -> None:
+        """Wait for a permit."""
+        if not self._open:
+            await self._permits.acquire()
+
+    def release_all(self) -> None:
+        """Hold nothing back any more."""
+        self._open = True
+        for _ in range(2):  # one for each command that may be waiting
+            self._permits.release()
+
+
+def allow_steps(worker: InstantWorker, count: int) -> StepPermits:
+    """The worker answers `count` more commands; those after wait in the pipeline."""
+    permits, execute = StepPermits(count), worker._execute
+
+    async def execute_permitted(command: worker_pb2.StepCommand) -> worker_pb2.StepResult:
+        await permits.take()
+        return await execute(command)
+
+    worker._execute = execute_permitted  # type: ignore[method-assign]
+    return permits
 
 
 @contextmanager

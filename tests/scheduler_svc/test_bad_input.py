@@ -74,7 +74,7 @@ async def test_random_requests_get_tokens_or_a_clear_error(sockets: Sockets) -> 
         examples: list[scheduler_pb2.TokenRequest] = []
 
         @given(requests)
-        @settings(max_examples=300, database=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=300, database=None, deadline=None, suppress_health_check=list(HealthCheck))
         def draw(request: scheduler_pb2.TokenRequest) -> None:
             examples.append(request)
 
@@ -120,3 +120,53 @@ async def test_a_bad_request_of_a_session_fails_alone(sockets: Sockets) -> None:
         assert ends[1].error.param == "prompt"
         assert ends[2].finish_reason == types_pb2.FINISH_REASON_LENGTH
         call.cancel()
+
+
+_Kind = scheduler_pb2.SchedulerSessionRequest
+_GOOD = 10**6
+_handles = st.integers(0, 3) | st.just(2**32 - 1)
+session_messages = st.one_of(
+    st.builds(_Kind, submit=st.builds(_Kind.Submit, handle=_handles, request=requests)),
+    st.builds(_Kind, cancel=st.builds(_Kind.Cancel, handle=_handles)),
+    st.builds(_Kind, finish=st.builds(_Kind.Finish, handle=_handles, sequence=st.integers(0, 3) | _uint32)),
+    st.just(_Kind()),
+)
+
+
+async def _end_of_good_request(
+    service: Service, messages: list[scheduler_pb2.SchedulerSessionRequest]
+) -> int:
+    """Say all this on a new session, then ask for something good: how many tokens come for that."""
+    call = service.stub.Session()
+    for message in messages:
+        await call.write(message)
+    submit = _Kind.Submit(handle=_GOOD, request=token_request([1, 2], 8))
+    await call.write(_Kind(submit=submit))
+    try:
+        while True:
+            response = await call.read()
+            assert response is not grpc.aio.EOF
+            for end in response.batch.ends:
+                if end.handle == _GOOD:
+                    assert end.finish_reason == types_pb2.FINISH_REASON_LENGTH
+                    return int(end.usage.completion_tokens)
+                assert end.finish_reason != types_pb2.FINISH_REASON_ERROR or end.error.message
+                assert end.error.code != types_pb2.ERROR_CODE_INTERNAL
+    finally:
+        call.cancel()
+
+
+async def test_random_messages_on_a_session_never_cost_the_others(sockets: Sockets) -> None:
+    async with running_pair(sockets, max_sequences_per_request=4) as (service, worker):
+        examples: list[list[scheduler_pb2.SchedulerSessionRequest]] = []
+
+        @given(st.lists(session_messages, max_size=12))
+        @settings(max_examples=150, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+        def draw(messages: list[scheduler_pb2.SchedulerSessionRequest]) -> None:
+            examples.append(messages)
+
+        draw()
+        for messages in examples:
+            assert await _end_of_good_request(service, messages) == 8
+        await service.until_free()
+        assert worker.violations == []

@@ -1,4 +1,4 @@
-"""The Scheduler service over real sockets: calls, sessions, cancels, refusals."""
+"""The Scheduler service over real sockets: calls of Generate, refusals, health, drain."""
 
 import asyncio
 from collections.abc import AsyncIterable
@@ -7,12 +7,13 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from quire.errors import NotReady, Overloaded, from_rpc_error
-from quire.packing import pack_int32, unpack_int32, unpack_uint32
+from quire.errors import InvalidRequest, NotReady, Overloaded, from_rpc_error
+from quire.packing import pack_int32, unpack_int32
 from quire.rpc.channel import open_channel
 from quire.v1 import scheduler_pb2, types_pb2
 from tests.scheduler_svc.conftest import (
     Sockets,
+    allow_steps,
     expected,
     generate,
     running_pair,
@@ -20,8 +21,6 @@ from tests.scheduler_svc.conftest import (
     running_worker,
     token_request,
 )
-
-Kind = scheduler_pb2.SchedulerSessionRequest
 
 
 async def test_generate_streams_every_token_and_then_the_ledger(sockets: Sockets) -> None:
@@ -58,97 +57,31 @@ async def _collect(call: AsyncIterable[scheduler_pb2.TokenUpdate]) -> list[sched
     return [update async for update in call]
 
 
-async def test_a_session_is_told_who_serves_and_carries_many_requests(sockets: Sockets) -> None:
-    prompts = [[number, number + 1] for number in range(20)]
-    async with running_scheduler(sockets("scheduler"), sockets("worker")) as service:
-        call = service.stub.Session()
-        first = await call.read()
-        assert first.announcement.state == types_pb2.SERVICE_STATE_STARTING
-        async with running_worker(sockets("worker")):
-            while (message := await call.read()).announcement.state != types_pb2.SERVICE_STATE_READY:
-                pass
-            assert message.announcement.model.vocab_size == 1000
-            for handle, prompt in enumerate(prompts):
-                submit = Kind.Submit(handle=handle, request=token_request(prompt, 10 + handle))
-                await call.write(Kind(submit=submit))
-            tokens, ends = await _drain_session(call, len(prompts))
-        call.cancel()
-    assert tokens == {handle: expected(prompt, 10 + handle) for handle, prompt in enumerate(prompts)}
-    assert set(ends) == set(range(20))
-
-
-async def _drain_session(
-    call: grpc.aio.StreamStreamCall, num_ends: int
-) -> tuple[dict[int, list[int]], dict[int, scheduler_pb2.SequenceEnd]]:
-    """Read until so many sequences have ended."""
-    tokens: dict[int, list[int]] = {}
-    ends: dict[int, scheduler_pb2.SequenceEnd] = {}
-    while len(ends) < num_ends:
-        batch = (await call.read()).batch
-        handles = unpack_uint32(batch.handles).tolist()
-        counts = unpack_uint32(batch.num_tokens).tolist() if batch.num_tokens else [1] * len(handles)
-        values, start = unpack_int32(batch.token_ids).tolist(), 0
-        for handle, count in zip(handles, counts, strict=True):
-            tokens.setdefault(handle, []).extend(values[start : start + count])
-            start += count
-        for end in batch.ends:
-            assert end.handle not in ends
-            ends[end.handle] = end
-    return tokens, ends
-
-
-async def test_a_cancelled_request_of_a_session_is_silent_and_its_blocks_are_free(sockets: Sockets) -> None:
-    async with running_pair(sockets, worker={"step_us": 1000}, max_decode_steps=1) as (service, _):
-        call = service.stub.Session()
-        await call.write(Kind(submit=Kind.Submit(handle=1, request=token_request([1], 400))))
-        while not (await call.read()).batch.handles:
-            pass
-        await call.write(Kind(cancel=Kind.Cancel(handle=1)))
-        await call.write(Kind(submit=Kind.Submit(handle=2, request=token_request([2], 3))))
-        _, ends = await _drain_session(call, 1)
-        assert set(ends) == {2}
-        replica = await service.until_free()
-        assert replica.last_step_sent == replica.last_step_retired
-        call.cancel()
-
-
-async def test_a_finished_sequence_still_gets_its_ledger(sockets: Sockets) -> None:
-    async with running_pair(sockets, worker={"step_us": 1000}, max_decode_steps=1) as (service, _):
-        call = service.stub.Session()
-        await call.write(Kind(submit=Kind.Submit(handle=1, request=token_request([1], 400))))
-        while not (await call.read()).batch.handles:
-            pass
-        await call.write(Kind(finish=Kind.Finish(handle=1, sequence=0)))
-        _, ends = await _drain_session(call, 1)
-        assert ends[1].finish_reason == types_pb2.FINISH_REASON_STOP
-        assert 0 < ends[1].usage.completion_tokens < 400
-        assert ends[1].usage.computed_tokens >= ends[1].usage.completion_tokens
-        await service.until_free()
-        call.cancel()
-
-
-async def test_what_a_lost_session_ran_is_freed(sockets: Sockets) -> None:
-    async with running_pair(sockets, worker={"step_us": 1000}, max_decode_steps=1) as (service, worker):
-        call = service.stub.Session()
-        for handle in range(8):
-            submit = Kind.Submit(handle=handle, request=token_request([handle], 400))
-            await call.write(Kind(submit=submit))
-        while not (await call.read()).batch.handles:
-            pass
-        call.cancel()
-        await service.until_free()
-        assert int(worker.rows.used.sum()) == 0
-
-
 async def test_a_client_that_leaves_generate_frees_its_row_within_two_steps(sockets: Sockets) -> None:
-    async with running_pair(sockets, worker={"step_us": 20000}, max_decode_steps=1) as (service, _):
+    async with running_pair(sockets, max_decode_steps=1) as (service, worker):
+        steps = allow_steps(worker, 3)
         call = service.stub.Generate(token_request([1, 2, 3], 400))
         await call.read()
-        before = (await service.status()).replicas[0]
+        before = await service.until_retired(3)
+        assert (before.last_step_sent, before.rows_used) == (5, 1)
         call.cancel()
+        await service.until_running(0)
+        steps.release_all()
         after = await service.until_free()
-        # Two commands were in flight, one may have gone out before the cancel came, the last removes the row.
-        assert after.last_step_sent - before.last_step_sent <= 2
+        # Two commands were in flight; the next one removed the row.
+        assert after.last_step_sent == before.last_step_sent + 1
+
+
+async def test_n_has_a_limit(sockets: Sockets) -> None:
+    async with running_pair(sockets, max_sequences_per_request=8) as (service, _):
+        for n in (9, 2**32 - 1):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await generate(service, token_request([1], 3, n=n))
+            error = from_rpc_error(caught.value)
+            assert isinstance(error, InvalidRequest)
+            assert error.param == "n"
+        updates = await _collect(service.stub.Generate(token_request([1], 3, n=8)))
+    assert sorted(update.sequence for update in updates if update.finish_reason) == list(range(8))
 
 
 async def test_a_full_queue_refuses_and_says_when_to_come_again(sockets: Sockets) -> None:
