@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import gc
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import tempfile
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -195,6 +197,21 @@ def run_stream(rows: int, steps: int) -> StreamCost:
             worker.wait()
 
 
+def machine() -> dict[str, str | int]:
+    """What the figures were measured on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line for line in lines if line.startswith("model name")]
+    packages = {name: version(name) for name in ("numpy", "grpcio", "protobuf", "uvloop")}
+    return {
+        "cpu": models[0].partition(": ")[2] if models else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load_1min": round(os.getloadavg()[0]),
+        "python": platform.python_version(),
+        **packages,
+    }
+
+
 def main() -> None:
     """Measure, print a table, and write JSON if asked to."""
     parser = argparse.ArgumentParser(
@@ -205,6 +222,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     arguments = parser.parse_args()
     configure_logging("scheduler_cpu", level="error", format="console")
+    measured_on = machine()
+    print(", ".join(f"{key} {value}" for key, value in measured_on.items()))
     gc.freeze()  # as the service does after its start
     print("| rows | core µs/step mean | p50 | p99 | wire µs/step | command bytes "
           "| stream steps/s | tokens/s | stream CPU µs/step |")  # fmt: skip
@@ -221,10 +240,9 @@ def main() -> None:
             flush=True,
         )
     if arguments.json is not None:
-        machine = {"python": platform.python_version(), "machine": platform.machine()}
         figures = {"core": [asdict(cost) for cost in cores], "stream": [asdict(cost) for cost in streams]}
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps({**machine, **figures}, indent=2) + "\n")
+        arguments.json.write_text(json.dumps({"machine": measured_on, **figures}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
