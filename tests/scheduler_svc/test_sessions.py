@@ -36,6 +36,29 @@ async def test_a_session_is_told_who_serves_and_carries_many_requests(sockets: S
     assert set(ends) == set(range(20))
 
 
+async def test_a_session_is_told_of_every_change(sockets: Sockets) -> None:
+    async with running_scheduler(sockets("scheduler"), sockets("worker")) as service:
+        call = service.stub.Session()
+        epochs: set[int] = set()
+
+        async def until_told(state: types_pb2.ServiceState.ValueType) -> None:
+            while True:
+                announcement = (await call.read()).announcement
+                epochs.add(announcement.scheduler_epoch)
+                if announcement.state == state:
+                    return
+
+        await until_told(types_pb2.SERVICE_STATE_STARTING)
+        for _ in range(2):
+            async with running_worker(sockets("worker")):
+                await until_told(types_pb2.SERVICE_STATE_READY)
+            await until_told(types_pb2.SERVICE_STATE_STARTING)
+        await service.servicer.drain()
+        await until_told(types_pb2.SERVICE_STATE_DRAINING)
+        assert len(epochs) == 1
+        call.cancel()
+
+
 async def _drain_session(
     call: grpc.aio.StreamStreamCall, num_ends: int
 ) -> tuple[dict[int, list[int]], dict[int, scheduler_pb2.SequenceEnd]]:

@@ -48,8 +48,9 @@ def commit_early(patch: pytest.MonkeyPatch) -> None:
     def prefill_and_commit(self: Replica, command: object, record: InFlight, budget: int) -> None:
         prefill(self, command, record, budget)
         for chosen, end in record.chunks:
-            chosen.chunk_retired = end
-        self.commit_blocks(chosen for chosen, _ in record.chunks)
+            retired, chosen.chunk_retired = chosen.chunk_retired, end
+            self.commit_blocks([chosen])
+            chosen.chunk_retired = retired
 
     patch.setattr(Replica, "_prefill", prefill_and_commit)
 

@@ -1,5 +1,6 @@
 """Whatever happens in whatever order: tokens exact, ends once, nothing leaked, the protocol kept, the ledger right."""
 
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -133,7 +134,8 @@ class Events(RuleBasedStateMachine):
         self.world.check()
 
     def teardown(self) -> None:
-        if hasattr(self, "world"):
+        # After a failure there is nothing to settle, and what that raised would hide the cause.
+        if hasattr(self, "world") and sys.exc_info()[0] is None:
             self.world.settle()
 
     def _worker(self, choice: int) -> str:
@@ -164,7 +166,7 @@ def explore(examples: int, steps: int, *, derandomize: bool = False, shrink: boo
 
 
 def test_any_order_of_events() -> None:
-    explore(300, 60)
+    explore(200, 60)
 
 
 @pytest.mark.slow
