@@ -160,6 +160,7 @@ def explore(examples: int, steps: int, *, derandomize: bool = False, shrink: boo
         derandomize=derandomize,
         phases=phases,
         print_blob=True,
+        report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )
     run_state_machine_as_test(Events, settings=profile)
