@@ -48,7 +48,8 @@ class TextTokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids of `text`; with `add_special_tokens`, in the checkpoint's BOS and EOS where it has them."""
-        ids: list[int] = self.rust.encode(text, add_special_tokens=add_special_tokens).ids
+        # `encode` would hold the interpreter's lock all the while, and with it everybody's stream; a batch does not.
+        ids: list[int] = self.rust.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         return ids
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
