@@ -5,6 +5,7 @@ Attribute names are those of the OpenTelemetry GenAI semantic conventions (the r
 open-telemetry/semantic-conventions-genai), and vLLM's `gen_ai.latency.*`, which existing boards read.
 """
 
+import threading
 from collections.abc import Mapping
 
 from opentelemetry import trace
@@ -38,6 +39,7 @@ LATENCY_PREFILL = "gen_ai.latency.time_in_model_prefill"
 LATENCY_DECODE = "gen_ai.latency.time_in_model_decode"
 ERROR_TYPE = "error.type"
 
+_FLUSH_LIMIT_S = 1.0
 _propagator = TraceContextTextMapPropagator()
 _tracer: trace.Tracer | None = None
 
@@ -53,7 +55,9 @@ def configure(service: str, endpoint: str) -> None:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    provider = TracerProvider(resource=Resource.create({SERVICE_NAME: f"quire-{service}"}))
+    provider = TracerProvider(
+        shutdown_on_exit=False, resource=Resource.create({SERVICE_NAME: f"quire-{service}"})
+    )
     exporter = OTLPSpanExporter(endpoint=endpoint, insecure=not endpoint.startswith("https://"))
     provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
@@ -61,10 +65,12 @@ def configure(service: str, endpoint: str) -> None:
 
 
 def shutdown() -> None:
-    """Send what is still buffered."""
+    """Send what is still buffered, if the collector takes it within a second: leaving must not wait for it."""
     provider = trace.get_tracer_provider()
     if hasattr(provider, "shutdown"):
-        provider.shutdown()
+        flush = threading.Thread(target=provider.shutdown, name="flush spans", daemon=True)
+        flush.start()
+        flush.join(_FLUSH_LIMIT_S)
 
 
 def enabled() -> bool:

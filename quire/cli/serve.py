@@ -22,7 +22,7 @@ from quire.launcher import Launcher, LaunchError, ServiceCommand, services_direc
 from quire.model_files import resolve_model
 
 # The gateway ends the streams it has; the launcher's limit for everything is a little more.
-_GRACE_S = 3.0
+_GRACE_S = 2.0
 
 
 class Device(StrEnum):
