@@ -32,7 +32,9 @@ def is_short(request: tokenizer_pb2.TextRequest) -> bool:
 
 
 def check_options(request: tokenizer_pb2.TextRequest) -> None:
-    """Raise InvalidRequest for options of this service's own."""
+    """Raise InvalidRequest for options that this service reads."""
+    if len(request.sampling.stop_token_ids) % 4:
+        raise InvalidRequest("the bytes of stop_token_ids are not int32", param="stop_token_ids")
     if len(request.stop) > MAX_STOPS or any(not 0 < len(stop) <= MAX_STOP_CHARS for stop in request.stop):
         raise InvalidRequest(
             f"stop takes at most {MAX_STOPS} strings of 1 to {MAX_STOP_CHARS} characters", param="stop"

@@ -247,6 +247,7 @@ async def test_a_session_carries_many_requests_and_frees_them_when_it_ends(tmp_p
         ({"stop": ["x"] * 100}, "stop"),
         ({"n": 2**31}, "n"),
         ({"sampling": types_pb2.SamplingParams(top_p=-1)}, "top_p"),
+        ({"sampling": types_pb2.SamplingParams(stop_token_ids=b"\0")}, "stop_token_ids"),
     ],
 )
 async def test_a_bad_request_names_its_field(tmp_path: Path, fields: dict[str, Any], param: str) -> None:
