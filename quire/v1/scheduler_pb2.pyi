@@ -36,6 +36,9 @@ class TokenRequest(_message.Message):
     TIMEOUT_S_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
     RESUMED_FIELD_NUMBER: _builtins.int
+    TENANT_POLICY_FIELD_NUMBER: _builtins.int
+    PUBLIC_PREFIX_TOKENS_FIELD_NUMBER: _builtins.int
+    REDIRECTED_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique for all time; the ledger is settled once per id."""
     prompt_token_ids: _builtins.bytes
@@ -50,6 +53,10 @@ class TokenRequest(_message.Message):
     """Narrows prefix-cache sharing within the tenant."""
     timeout_s: _builtins.float
     """Seconds from now by which the request should be finished; absent: none."""
+    public_prefix_tokens: _builtins.int
+    """Leading prompt tokens that are no secret: their full blocks may be shared with every tenant that says so too."""
+    redirected: _builtins.bool
+    """The request was sent here by another scheduler's `Redirect`: it is not sent on again."""
     @_builtins.property
     def sampling(self) -> _types_pb2.SamplingParams:
         """How to sample."""
@@ -61,6 +68,10 @@ class TokenRequest(_message.Message):
     @_builtins.property
     def resumed(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResumedSequence]:
         """One per sequence that already has output (the scheduler or a worker was lost): generation goes on from here."""
+
+    @_builtins.property
+    def tenant_policy(self) -> _types_pb2.TenantPolicy:
+        """What the tenant is entitled to; the newest of its requests holds for all."""
 
     def __init__(
         self,
@@ -75,10 +86,13 @@ class TokenRequest(_message.Message):
         timeout_s: _builtins.float | None = ...,
         trace: _types_pb2.TraceContext | None = ...,
         resumed: _abc.Iterable[Global___ResumedSequence] | None = ...,
+        tenant_policy: _types_pb2.TenantPolicy | None = ...,
+        public_prefix_tokens: _builtins.int = ...,
+        redirected: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_timeout_s", b"_timeout_s", "sampling", b"sampling", "timeout_s", b"timeout_s", "trace", b"trace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_timeout_s", b"_timeout_s", "sampling", b"sampling", "tenant_policy", b"tenant_policy", "timeout_s", b"timeout_s", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_timeout_s", b"_timeout_s", "cache_salt", b"cache_salt", "n", b"n", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "resumed", b"resumed", "sampling", b"sampling", "tenant", b"tenant", "timeout_s", b"timeout_s", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_timeout_s", b"_timeout_s", "cache_salt", b"cache_salt", "n", b"n", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "public_prefix_tokens", b"public_prefix_tokens", "redirected", b"redirected", "request_id", b"request_id", "resumed", b"resumed", "sampling", b"sampling", "tenant", b"tenant", "tenant_policy", b"tenant_policy", "timeout_s", b"timeout_s", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__timeout_s: _TypeAlias = _typing.Literal["timeout_s"]  # noqa: Y015
     _WhichOneofArgType__timeout_s: _TypeAlias = _typing.Literal["_timeout_s", b"_timeout_s"]  # noqa: Y015
@@ -226,8 +240,33 @@ class SchedulerSessionResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class Redirect(_message.Message):
+        """Submit the request again, to another scheduler."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        HANDLE_FIELD_NUMBER: _builtins.int
+        ADDRESS_FIELD_NUMBER: _builtins.int
+        handle: _builtins.int
+        """The request's handle."""
+        address: _builtins.str
+        """Address of the scheduler to send it to."""
+        def __init__(
+            self,
+            *,
+            handle: _builtins.int = ...,
+            address: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "handle", b"handle"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ANNOUNCEMENT_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
+    REDIRECTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def announcement(self) -> Global___SchedulerAnnouncement:
         """Sent first on every session, and again when it changes."""
@@ -236,15 +275,20 @@ class SchedulerSessionResponse(_message.Message):
     def batch(self) -> Global___TokenBatch:
         """What one or more steps produced for this session's requests."""
 
+    @_builtins.property
+    def redirects(self) -> _containers.RepeatedCompositeFieldContainer[Global___SchedulerSessionResponse.Redirect]:
+        """Requests that are better served by another scheduler; nothing more is sent for their handles."""
+
     def __init__(
         self,
         *,
         announcement: Global___SchedulerAnnouncement | None = ...,
         batch: Global___TokenBatch | None = ...,
+        redirects: _abc.Iterable[Global___SchedulerSessionResponse.Redirect] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["announcement", b"announcement", "batch", b"batch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["announcement", b"announcement", "batch", b"batch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["announcement", b"announcement", "batch", b"batch", "redirects", b"redirects"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -84,6 +84,8 @@ class TextRequest(_message.Message):
     TRACE_FIELD_NUMBER: _builtins.int
     RETURN_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     ECHO_FIELD_NUMBER: _builtins.int
+    TENANT_POLICY_FIELD_NUMBER: _builtins.int
+    PUBLIC_PREFIX_TOKENS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique for all time."""
     text: _builtins.str
@@ -114,6 +116,8 @@ class TextRequest(_message.Message):
     """Return token ids beside the text."""
     echo: _builtins.bool
     """The first delta of each sequence begins with the prompt's text."""
+    public_prefix_tokens: _builtins.int
+    """Leading prompt tokens that are no secret: the prefix cache may share them with other tenants that say so too."""
     @_builtins.property
     def chat(self) -> Global___ChatPrompt:
         """A chat."""
@@ -129,6 +133,10 @@ class TextRequest(_message.Message):
     @_builtins.property
     def trace(self) -> _types_pb2.TraceContext:
         """Parent of this service's spans."""
+
+    @_builtins.property
+    def tenant_policy(self) -> _types_pb2.TenantPolicy:
+        """What the tenant is entitled to."""
 
     def __init__(
         self,
@@ -152,10 +160,12 @@ class TextRequest(_message.Message):
         trace: _types_pb2.TraceContext | None = ...,
         return_token_ids: _builtins.bool = ...,
         echo: _builtins.bool = ...,
+        tenant_policy: _types_pb2.TenantPolicy | None = ...,
+        public_prefix_tokens: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_skip_special_tokens", b"_skip_special_tokens", "_timeout_s", b"_timeout_s", "add_special_tokens", b"add_special_tokens", "chat", b"chat", "prompt", b"prompt", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "text", b"text", "timeout_s", b"timeout_s", "token_ids", b"token_ids", "trace", b"trace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_skip_special_tokens", b"_skip_special_tokens", "_timeout_s", b"_timeout_s", "add_special_tokens", b"add_special_tokens", "chat", b"chat", "prompt", b"prompt", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "tenant_policy", b"tenant_policy", "text", b"text", "timeout_s", b"timeout_s", "token_ids", b"token_ids", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_skip_special_tokens", b"_skip_special_tokens", "_timeout_s", b"_timeout_s", "add_special_tokens", b"add_special_tokens", "cache_salt", b"cache_salt", "chat", b"chat", "echo", b"echo", "include_stop_str_in_output", b"include_stop_str_in_output", "n", b"n", "parse_response", b"parse_response", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "return_token_ids", b"return_token_ids", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "stream", b"stream", "tenant", b"tenant", "text", b"text", "timeout_s", b"timeout_s", "token_ids", b"token_ids", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_skip_special_tokens", b"_skip_special_tokens", "_timeout_s", b"_timeout_s", "add_special_tokens", b"add_special_tokens", "cache_salt", b"cache_salt", "chat", b"chat", "echo", b"echo", "include_stop_str_in_output", b"include_stop_str_in_output", "n", b"n", "parse_response", b"parse_response", "priority", b"priority", "prompt", b"prompt", "public_prefix_tokens", b"public_prefix_tokens", "request_id", b"request_id", "return_token_ids", b"return_token_ids", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "stream", b"stream", "tenant", b"tenant", "tenant_policy", b"tenant_policy", "text", b"text", "timeout_s", b"timeout_s", "token_ids", b"token_ids", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_special_tokens: _TypeAlias = _typing.Literal["add_special_tokens"]  # noqa: Y015
     _WhichOneofArgType__add_special_tokens: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens"]  # noqa: Y015

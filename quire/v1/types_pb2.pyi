@@ -529,3 +529,33 @@ class GetStatusRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusRequest: _TypeAlias = GetStatusRequest  # noqa: Y015
+
+@_typing.final
+class TenantPolicy(_message.Message):
+    """What a tenant is entitled to beside the others, as its API key says."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    KV_FLOOR_FIELD_NUMBER: _builtins.int
+    KV_CEILING_FIELD_NUMBER: _builtins.int
+    weight: _builtins.float
+    """Its share of the work relative to other tenants'; 0 means 1."""
+    kv_floor: _builtins.float
+    """Share of each replica's KV blocks that others never take from it, 0 to 1."""
+    kv_ceiling: _builtins.float
+    """Share of each replica's KV blocks that its sequences may hold at most; 0 means 1."""
+    def __init__(
+        self,
+        *,
+        weight: _builtins.float = ...,
+        kv_floor: _builtins.float = ...,
+        kv_ceiling: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_ceiling", b"kv_ceiling", "kv_floor", b"kv_floor", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantPolicy: _TypeAlias = TenantPolicy  # noqa: Y015

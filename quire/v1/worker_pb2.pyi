@@ -119,6 +119,68 @@ class WorkerDescription(_message.Message):
 Global___WorkerDescription: _TypeAlias = WorkerDescription  # noqa: Y015
 
 @_typing.final
+class DescribeBlocksRequest(_message.Message):
+    """Names blocks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCK_IDS_FIELD_NUMBER: _builtins.int
+    WITH_CHECKSUMS_FIELD_NUMBER: _builtins.int
+    block_ids: _builtins.bytes
+    """int32[n]; empty means all blocks, in order."""
+    with_checksums: _builtins.bool
+    """Compute checksums; costs a read of the blocks from the device."""
+    def __init__(
+        self,
+        *,
+        block_ids: _builtins.bytes = ...,
+        with_checksums: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ids", b"block_ids", "with_checksums", b"with_checksums"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeBlocksRequest: _TypeAlias = DescribeBlocksRequest  # noqa: Y015
+
+@_typing.final
+class DescribeBlocksResponse(_message.Message):
+    """What blocks hold. A block is assigned by the command that gives it to a row to be written: as one of `RowAdd`'s
+    blocks past its computed tokens, by an append, or as the target of a copy.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_EPOCH_FIELD_NUMBER: _builtins.int
+    LEASE_EPOCHS_FIELD_NUMBER: _builtins.int
+    STEP_IDS_FIELD_NUMBER: _builtins.int
+    CHECKSUMS_FIELD_NUMBER: _builtins.int
+    worker_epoch: _builtins.int
+    """Epoch of the process."""
+    lease_epochs: _builtins.bytes
+    """uint64[n]: lease under which each block was last assigned; 0: never."""
+    step_ids: _builtins.bytes
+    """uint64[n]: step_id of the command that last assigned each block."""
+    checksums: _builtins.bytes
+    """uint64[n], if asked for: equal for equal keys and values in all layers, as far as 64 bits tell."""
+    def __init__(
+        self,
+        *,
+        worker_epoch: _builtins.int = ...,
+        lease_epochs: _builtins.bytes = ...,
+        step_ids: _builtins.bytes = ...,
+        checksums: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksums", b"checksums", "lease_epochs", b"lease_epochs", "step_ids", b"step_ids", "worker_epoch", b"worker_epoch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeBlocksResponse: _TypeAlias = DescribeBlocksResponse  # noqa: Y015
+
+@_typing.final
 class WorkerStatus(_message.Message):
     """What a worker is doing now."""
 
@@ -392,6 +454,7 @@ class StepResult(_message.Message):
     ERRORS_FIELD_NUMBER: _builtins.int
     STEP_S_FIELD_NUMBER: _builtins.int
     TOKENS_COMPUTED_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     step_id: _builtins.int
     """The command's."""
     rows: _builtins.bytes
@@ -408,6 +471,8 @@ class StepResult(_message.Message):
     """Seconds the device (or the CPU) worked on it."""
     tokens_computed: _builtins.int
     """Token positions computed."""
+    draining: _builtins.bool
+    """The worker is leaving: its rows should be moved elsewhere."""
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___RowLogprobs]:
         """Only for rows that asked."""
@@ -429,10 +494,11 @@ class StepResult(_message.Message):
         errors: _abc.Iterable[Global___RowError] | None = ...,
         step_s: _builtins.float = ...,
         tokens_computed: _builtins.int = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epochs", b"epochs", "errors", b"errors", "finish_reasons", b"finish_reasons", "logprobs", b"logprobs", "num_tokens", b"num_tokens", "rows", b"rows", "step_id", b"step_id", "step_s", b"step_s", "token_ids", b"token_ids", "tokens_computed", b"tokens_computed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "epochs", b"epochs", "errors", b"errors", "finish_reasons", b"finish_reasons", "logprobs", b"logprobs", "num_tokens", b"num_tokens", "rows", b"rows", "step_id", b"step_id", "step_s", b"step_s", "token_ids", b"token_ids", "tokens_computed", b"tokens_computed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

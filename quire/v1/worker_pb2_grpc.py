@@ -51,6 +51,11 @@ class WorkerStub(object):
                 request_serializer=quire_dot_v1_dot_types__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=quire_dot_v1_dot_worker__pb2.WorkerStatus.FromString,
                 _registered_method=True)
+        self.DescribeBlocks = channel.unary_unary(
+                '/quire.v1.Worker/DescribeBlocks',
+                request_serializer=quire_dot_v1_dot_worker__pb2.DescribeBlocksRequest.SerializeToString,
+                response_deserializer=quire_dot_v1_dot_worker__pb2.DescribeBlocksResponse.FromString,
+                _registered_method=True)
         self.Drain = channel.unary_unary(
                 '/quire.v1.Worker/Drain',
                 request_serializer=quire_dot_v1_dot_types__pb2.DrainRequest.SerializeToString,
@@ -85,6 +90,14 @@ class WorkerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DescribeBlocks(self, request, context):
+        """Which command last assigned each of some blocks, and a checksum of what they hold: how a scheduler that has
+        just started tells which entries of the prefix index are still true.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Drain(self, request, context):
         """Announce that this worker is leaving: its scheduler moves the sequences, then the worker stops.
         """
@@ -109,6 +122,11 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=quire_dot_v1_dot_types__pb2.GetStatusRequest.FromString,
                     response_serializer=quire_dot_v1_dot_worker__pb2.WorkerStatus.SerializeToString,
+            ),
+            'DescribeBlocks': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeBlocks,
+                    request_deserializer=quire_dot_v1_dot_worker__pb2.DescribeBlocksRequest.FromString,
+                    response_serializer=quire_dot_v1_dot_worker__pb2.DescribeBlocksResponse.SerializeToString,
             ),
             'Drain': grpc.unary_unary_rpc_method_handler(
                     servicer.Drain,
@@ -198,6 +216,33 @@ class Worker(object):
             '/quire.v1.Worker/GetStatus',
             quire_dot_v1_dot_types__pb2.GetStatusRequest.SerializeToString,
             quire_dot_v1_dot_worker__pb2.WorkerStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeBlocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quire.v1.Worker/DescribeBlocks',
+            quire_dot_v1_dot_worker__pb2.DescribeBlocksRequest.SerializeToString,
+            quire_dot_v1_dot_worker__pb2.DescribeBlocksResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,10 @@ class WorkerStub:
     """What this worker is and can do; UNAVAILABLE until the weights are loaded."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_types_pb2.GetStatusRequest, _worker_pb2.WorkerStatus]
     """What it is doing now; answers while weights load."""
+    DescribeBlocks: _grpc.UnaryUnaryMultiCallable[_worker_pb2.DescribeBlocksRequest, _worker_pb2.DescribeBlocksResponse]
+    """Which command last assigned each of some blocks, and a checksum of what they hold: how a scheduler that has
+    just started tells which entries of the prefix index are still true.
+    """
     Drain: _grpc.UnaryUnaryMultiCallable[_types_pb2.DrainRequest, _types_pb2.DrainResponse]
     """Announce that this worker is leaving: its scheduler moves the sequences, then the worker stops."""
 
@@ -60,6 +64,10 @@ class WorkerAsyncStub(WorkerStub):
     """What this worker is and can do; UNAVAILABLE until the weights are loaded."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_types_pb2.GetStatusRequest, _worker_pb2.WorkerStatus]  # type: ignore[assignment]
     """What it is doing now; answers while weights load."""
+    DescribeBlocks: _aio.UnaryUnaryMultiCallable[_worker_pb2.DescribeBlocksRequest, _worker_pb2.DescribeBlocksResponse]  # type: ignore[assignment]
+    """Which command last assigned each of some blocks, and a checksum of what they hold: how a scheduler that has
+    just started tells which entries of the prefix index are still true.
+    """
     Drain: _aio.UnaryUnaryMultiCallable[_types_pb2.DrainRequest, _types_pb2.DrainResponse]  # type: ignore[assignment]
     """Announce that this worker is leaving: its scheduler moves the sequences, then the worker stops."""
 
@@ -92,6 +100,16 @@ class WorkerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_worker_pb2.WorkerStatus, _abc.Awaitable[_worker_pb2.WorkerStatus]]:
         """What it is doing now; answers while weights load."""
+
+    @_abc_1.abstractmethod
+    def DescribeBlocks(
+        self,
+        request: _worker_pb2.DescribeBlocksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.DescribeBlocksResponse, _abc.Awaitable[_worker_pb2.DescribeBlocksResponse]]:
+        """Which command last assigned each of some blocks, and a checksum of what they hold: how a scheduler that has
+        just started tells which entries of the prefix index are still true.
+        """
 
     @_abc_1.abstractmethod
     def Drain(
