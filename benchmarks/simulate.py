@@ -1,0 +1,89 @@
+"""The scheduler's real core in simulated time: throughput, latency, cache hits, fairness and honesty.
+
+    python -m benchmarks.simulate all --out benchmarks/results/simulate.json
+    python -m benchmarks.simulate flood --shape qwen3-0.6b --seed 3
+
+A worker is a roofline model of a GPU (`benchmarks/simulator/step_time.py`), so figures are not those of a real one;
+what they are for is to compare policies on the same trace. The same arguments give the same figures.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.simulator.node import Node
+from benchmarks.simulator.report import Report, summarise
+from benchmarks.simulator.run import Simulation
+from benchmarks.simulator.scenarios import SCENARIOS, Scenario, relative_speed
+from benchmarks.simulator.step_time import H200, SHAPES, ModelShape
+from benchmarks.simulator.tables import comparison_table, groups_table, main_table
+from benchmarks.simulator.traces import Trace
+from benchmarks.simulator.worker_model import SimulatedWorker, describe
+from scheduler_svc.core.limits import Limits
+from scheduler_svc.core.scheduler import Scheduler
+
+
+def make_node(scenario: Scenario, shape: ModelShape, replicas: int) -> Node:
+    """A scheduler with the limits that the service has by default, and its workers."""
+    workers = {}
+    for number in range(replicas):
+        name = f"worker-{number}"
+        description = describe(name, number + 1, shape, H200, num_blocks=scenario.num_blocks)
+        workers[name] = SimulatedWorker(description, shape, H200)
+    return Node(Scheduler(Limits()), workers)
+
+
+def simulate(trace: Trace, scenario: Scenario, shape: ModelShape, replicas: int) -> Report:
+    """Run one trace."""
+    started = time.perf_counter()
+    node = make_node(scenario, shape, replicas)
+    recorder = Simulation(trace, [node]).run()
+    return summarise(
+        recorder,
+        trace=trace.name,
+        policy="core",
+        weights=trace.weights,
+        busy_s=[worker.busy_s for worker in node.workers.values()],
+        wall_s=time.perf_counter() - started,
+    )
+
+
+def run_scenario(name: str, shape: ModelShape, replicas: int | None, seed: int) -> list[Report]:
+    """Run a scenario's traces and print their figures."""
+    scenario = SCENARIOS[name]
+    replicas = replicas or scenario.replicas
+    load = replicas * relative_speed(shape, SHAPES["llama-8b"], H200)
+    print(f"\n## {name}: {scenario.summary} ({shape.name}, {replicas} × {H200.name}, seed {seed})\n")
+    reports = [simulate(trace, scenario, shape, replicas) for trace in scenario.traces(seed, load)]
+    print(main_table(reports))
+    print(groups_table(reports))
+    if scenario.compare is not None:
+        print(comparison_table(scenario.compare({report.trace: report for report in reports})))
+    return reports
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description="simulate the scheduler")
+    parser.add_argument("scenario", choices=["all", *SCENARIOS])
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="llama-8b", help="model that is served")
+    parser.add_argument("--replicas", type=int, help="workers; the load grows with them")
+    parser.add_argument("--seed", type=int, default=0, help="of the trace")
+    parser.add_argument("--out", type=Path, help="file to write the figures to, JSON")
+    arguments = parser.parse_args()
+    names = list(SCENARIOS) if arguments.scenario == "all" else [arguments.scenario]
+    shape = SHAPES[arguments.shape]
+    figures = {}
+    for name in names:
+        reports = run_scenario(name, shape, arguments.replicas, arguments.seed)
+        figures[name] = [asdict(report) for report in reports]
+    if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        setup = {"shape": shape.name, "gpu": asdict(H200), "seed": arguments.seed}
+        arguments.out.write_text(json.dumps({**setup, "scenarios": figures}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""What is simulated: each scenario is one trace, or several whose figures are compared.
+
+Rates are per replica and stated for llama-8b; another model's are raised by as much as its decode step is faster.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from benchmarks.simulator.report import Report
+from benchmarks.simulator.step_time import Gpu, ModelShape, StepWork, step_time_s
+from benchmarks.simulator.traces import Draw, Trace, burst, chat, poisson, shared_system
+
+_REFERENCE_ROWS = 64
+_REFERENCE_CONTEXT = 1024
+
+Traces = Callable[[int, float], list[Trace]]
+"""Traces for a seed and for how many times as much as one replica with llama-8b is to take."""
+Compare = Callable[[Mapping[str, Report]], dict[str, float]]
+"""Figures over the reports of all traces, by trace name."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Something to simulate."""
+
+    summary: str
+    traces: Traces
+    replicas: int = 1
+    num_blocks: int | None = None
+    """KV blocks per replica; None: what fits into the GPU. Fewer stand for a cache that has long been full."""
+    compare: Compare | None = None
+
+
+def relative_speed(shape: ModelShape, reference: ModelShape, gpu: Gpu) -> float:
+    """How many times as fast as the reference `shape` decodes 64 rows of 1,024 tokens."""
+    positions = _REFERENCE_ROWS * _REFERENCE_CONTEXT
+    work = StepWork(_REFERENCE_ROWS, _REFERENCE_ROWS, positions, positions)
+    return step_time_s(work, reference, gpu) / step_time_s(work, shape, gpu)
+
+
+def _poisson(seed: int, load: float) -> list[Trace]:
+    arrivals = poisson(Draw(seed), rate=30 * load, duration_s=60, prompt=(128, 1024), output=(32, 256))
+    return [Trace("poisson", tuple(arrivals))]
+
+
+def _chat(seed: int, load: float) -> list[Trace]:
+    conversations = chat(
+        Draw(seed),
+        rate=6 * load,
+        duration_s=40,
+        turns=(3, 8),
+        system=(64, 256),
+        message=(32, 256),
+        output=(64, 256),
+        think_s=8.0,
+    )
+    return [Trace("chat", tuple(conversations))]
+
+
+def _shared_system(seed: int, load: float) -> list[Trace]:
+    conversations = shared_system(
+        Draw(seed),
+        rate=30 * load,
+        duration_s=60,
+        num_systems=32,
+        system=(2000, 4000),
+        user=(16, 128),
+        output=(32, 128),
+    )
+    return [Trace("shared_system", tuple(conversations))]
+
+
+def _flood(seed: int, load: float) -> list[Trace]:
+    steady = tuple(
+        poisson(
+            Draw(seed),
+            rate=4 * load,
+            duration_s=60,
+            prompt=(64, 256),
+            output=(32, 96),
+            tenant="victim",
+            group="victim",
+        )
+    )
+    flood = burst(
+        Draw(seed + 1),
+        at_s=10.0,
+        count=round(256 * load),
+        prompt=(4000, 8000),
+        output=(64, 256),
+        tenant="flood",
+    )
+    return [Trace("alone", steady), Trace("flooded", (*steady, *flood))]
+
+
+def _flood_ratio(reports: Mapping[str, Report]) -> dict[str, float]:
+    alone, flooded = (reports[name].groups["victim"].ttft_s for name in ("alone", "flooded"))
+    return {"victim's p99 TTFT, flooded / alone": flooded.p99 / alone.p99}
+
+
+def _tenants(seed: int, load: float) -> list[Trace]:
+    lengths = {
+        "long prompts": ((4000, 6000), (16, 64)),
+        "long outputs": ((64, 128), (512, 1024)),
+        "balanced": ((512, 1024), (128, 256)),
+        "double weight": ((512, 1024), (128, 256)),
+    }
+    asked = [
+        conversation
+        for number, (tenant, (prompt, output)) in enumerate(lengths.items())
+        for conversation in burst(
+            Draw(seed + number),
+            at_s=0.0,
+            count=round(256 * load),
+            prompt=prompt,
+            output=output,
+            tenant=tenant,
+        )
+    ]
+    return [Trace("tenants", tuple(asked), weights={"double weight": 2.0})]
+
+
+def _long_prompts(seed: int, load: float) -> list[Trace]:
+    short = tuple(
+        poisson(Draw(seed), rate=15 * load, duration_s=60, prompt=(64, 512), output=(32, 128), group="short")
+    )
+    long = poisson(
+        Draw(seed + 1), rate=0.8 * load, duration_s=60, prompt=(8000, 15000), output=(32, 128), group="long"
+    )
+    return [Trace("short only", short), Trace("with long", (*short, *long))]
+
+
+def _long_prompts_ratio(reports: Mapping[str, Report]) -> dict[str, float]:
+    alone, beside = (reports[name].groups["short"].ttft_s for name in ("short only", "with long"))
+    return {"short requests' p99 TTFT, with long / without": beside.p99 / alone.p99}
+
+
+def _deadlines(seed: int, load: float) -> list[Trace]:
+    asked = poisson(
+        Draw(seed),
+        rate=120 * load,
+        duration_s=30,
+        prompt=(128, 1024),
+        output=(32, 256),
+        timeout_s=(2.0, 20.0),
+    )
+    return [Trace("deadlines", tuple(asked))]
+
+
+SCENARIOS = {
+    "poisson": Scenario("independent requests of mixed lengths", _poisson),
+    "chat": Scenario("multi-turn chat, each turn with all before it", _chat, replicas=4, num_blocks=12_000),
+    "shared_system": Scenario(
+        "short questions under 32 long system prompts", _shared_system, replicas=4, num_blocks=6_000
+    ),
+    "flood": Scenario(
+        "steady short requests while another tenant sends 256 long prompts at once",
+        _flood,
+        compare=_flood_ratio,
+    ),
+    "tenants": Scenario("four tenants with more work than there is time for", _tenants),
+    "long_prompts": Scenario(
+        "long prompts among short ones of the same tenant", _long_prompts, compare=_long_prompts_ratio
+    ),
+    "deadlines": Scenario("twice the load that can be served, with deadlines", _deadlines),
+}
