@@ -20,6 +20,18 @@ def root_hash(revision: str, tenant: str, cache_salt: str) -> bytes:
     return digest.digest()
 
 
+def public_root(revision: str) -> bytes:
+    """Parent of the first block of a prefix that is shared with every tenant; HASH_BYTES long."""
+    return blake2b(
+        revision.encode("utf-8", "surrogatepass"), digest_size=HASH_BYTES, person=b"quire-public"
+    ).digest()
+
+
+def private_parent(parent: bytes, root: bytes) -> bytes:
+    """Parent of the first private block after a public prefix: from here on the chain is the tenant's own."""
+    return blake2b(parent + root, digest_size=HASH_BYTES, person=b"quire-private").digest()
+
+
 def block_hash(parent: bytes, token_bytes: bytes) -> bytes:
     """Hash of a full block: `parent` is the hash before it, `token_bytes` its int32[block_size] tokens."""
     return blake2b(parent + token_bytes, digest_size=HASH_BYTES).digest()

@@ -1,19 +1,26 @@
 """One replica's KV blocks: who may take which, and which still hold a known prefix.
 
+A block belongs to the *owner* (a tenant's index) that took it out of the free list last. An owner may have a
+*floor*: blocks that others never take from it, held or cached, used or not.
+
 Invariants (`check_integrity`):
-* a block is in the free list exactly when its reference count is 0;
+* a block is in a free list exactly when its reference count is 0;
 * a hash names at most one block, and that block's content is the hash's;
-* the free list is in eviction order: blocks nobody can find first, then least recently freed first.
+* blocks nobody can find are taken first, then the least recently freed, except from an owner within its floor;
+* held and cached blocks are counted exactly for each owner.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 
+NOBODY = -1
+
 
 class BlockPool:
-    """Reference counts, a free list in eviction order, and the map from hash to block.
+    """Reference counts, free lists in eviction order, and the map from hash to block.
 
-    The free list is doubly linked through two integer lists with a sentinel at index `num_blocks`, so that a
-    block is taken out of its middle (a prefix hit) in constant time and without allocating.
+    The free lists are doubly linked through two integer lists with a sentinel each (index num_blocks + list), so
+    that a block is taken out of a middle (a prefix hit) in constant time and without allocating. List 0 holds
+    blocks that nobody can find, list 1 cached blocks; each owner with a floor has a list of its own besides.
     """
 
     def __init__(self, num_blocks: int) -> None:
@@ -21,11 +28,68 @@ class BlockPool:
         self.num_free = num_blocks
         self.num_cached = 0
         """Free blocks whose content is still findable."""
+        self.held: dict[int, int] = {}
+        """Blocks with references, by owner."""
         self._ref_counts = [0] * num_blocks
+        self._owners = [NOBODY] * num_blocks
         self._hashes: list[bytes | None] = [None] * num_blocks
         self._blocks: dict[bytes, int] = {}
-        self._next = [*range(1, num_blocks + 1), 0]
-        self._previous = [num_blocks, *range(num_blocks)]
+        self._freed_at = [0] * num_blocks
+        self._num_frees = 0
+        self._list_of = [num_blocks] * num_blocks
+        """Sentinel of the list that each free block is in."""
+        self._next = [*range(1, num_blocks + 1), 0, num_blocks + 1]
+        self._previous = [num_blocks, *range(num_blocks), num_blocks + 1]
+        self._floors: dict[int, int] = {}
+        self._lists: dict[int, int] = {}
+        """The cached list of each owner with a floor."""
+        self._cached: dict[int, int] = {}
+        """Length of each of those lists, by sentinel."""
+        self.journal: list[tuple[bytes, int]] | None = None
+        """If a list: every (hash, block) that became findable, and (hash, NOBODY) that ceased to be, in order."""
+
+    # -- floors
+
+    def set_floor(self, owner: int, blocks: int) -> None:
+        """Reserve `blocks` for an owner; what it has cached already stays as evictable as it was."""
+        if blocks:
+            self._floors[owner] = blocks
+            if owner not in self._lists:
+                self._lists[owner] = sentinel = len(self._next)
+                self._next.append(sentinel)
+                self._previous.append(sentinel)
+                self._cached[sentinel] = 0
+        else:
+            self._floors.pop(owner, None)
+
+    @property
+    def has_floors(self) -> bool:
+        """Whether any owner has a floor."""
+        return bool(self._floors)
+
+    def floors_of_others(self, owner: int) -> int:
+        """Blocks that are kept for owners other than this one."""
+        return sum(floor for other, floor in self._floors.items() if other != owner) if self._floors else 0
+
+    @property
+    def spare(self) -> int:
+        """Free blocks that no floor keeps for its owner."""
+        if not self._floors:
+            return self.num_free
+        held = self.held
+        return self.num_free - sum(
+            max(0, floor - held.get(owner, 0)) for owner, floor in self._floors.items()
+        )
+
+    def reserved(self, owner: int) -> int:
+        """Free blocks that the owner's floor keeps for it."""
+        return max(0, self._floors.get(owner, 0) - self.held.get(owner, 0)) if self._floors else 0
+
+    def available(self, owner: int) -> int:
+        """Blocks that this owner could take now."""
+        return self.spare + self.reserved(owner)
+
+    # -- blocks
 
     def lookup(self, block_hash: bytes) -> int | None:
         """The block that holds this content, or None. It may be free: `share` it before anything else."""
@@ -35,24 +99,29 @@ class BlockPool:
         """How many sequences hold the block."""
         return self._ref_counts[block]
 
-    def share(self, block: int) -> None:
+    def share(self, block: int, owner: int = NOBODY) -> None:
         """Hold one more reference to a block that `lookup` found."""
         if self._ref_counts[block] == 0:
+            self._uncache(block)
             self._unlink(block)
-            self.num_cached -= 1
+            self._own(block, owner)
         self._ref_counts[block] += 1
 
-    def allocate(self, count: int) -> list[int]:
+    def allocate(self, count: int, owner: int = NOBODY) -> list[int]:
         """Take the first `count` blocks of the eviction order, one reference each; their content is lost.
 
-        The caller has made sure that `num_free` suffices.
+        The caller has made sure that `available(owner)` suffices.
         """
-        assert count <= self.num_free, f"{count} blocks asked for, {self.num_free} free"
+        assert count <= self.available(owner), f"{count} blocks asked for, {self.available(owner)} available"
         taken = []
         for _ in range(count):
             block = self._next[self.num_blocks]
+            if block == self.num_blocks:
+                block = self._oldest_cached(owner)
+            self._uncache(block)
             self._unlink(block)
             self._forget(block)
+            self._own(block, owner)
             self._ref_counts[block] = 1
             taken.append(block)
         return taken
@@ -63,6 +132,16 @@ class BlockPool:
         if self._hashes[block] is None and block_hash not in self._blocks:
             self._hashes[block] = block_hash
             self._blocks[block_hash] = block
+            if self.journal is not None:
+                self.journal.append((block_hash, block))
+
+    def adopt(self, block: int, block_hash: bytes) -> None:
+        """Make a free block findable that is known to hold this content from before."""
+        if self._ref_counts[block] == 0 and self._hashes[block] is None and block_hash not in self._blocks:
+            self._unlink(block)
+            self._hashes[block] = block_hash
+            self._blocks[block_hash] = block
+            self._link(block)
 
     def free(self, blocks: Sequence[int]) -> None:
         """Give back one reference to each block of a table, given from root to leaf.
@@ -73,7 +152,12 @@ class BlockPool:
             self._ref_counts[block] -= 1
             assert self._ref_counts[block] >= 0, f"block {block} freed twice"
             if self._ref_counts[block] == 0:
+                self.held[self._owners[block]] -= 1
                 self._link(block)
+
+    def contents(self) -> Mapping[bytes, int]:
+        """Every findable hash and its block."""
+        return self._blocks
 
     def check_integrity(self, tables: Iterable[Sequence[int]]) -> None:
         """Assert the module's invariants, given every block table that holds references here."""
@@ -83,23 +167,66 @@ class BlockPool:
             for block in table:
                 expected[block] += 1
         assert expected == self._ref_counts, "reference counts differ from the tables"
-        free, block = [], self._next[self.num_blocks]
-        while block != self.num_blocks:
-            free.append(block)
-            assert len(free) <= self.num_blocks, "the free list has a cycle"
-            block = self._next[block]
+        free = [block for sentinel in self._sentinels() for block in self._walk(sentinel)]
         assert sorted(free) == [b for b, count in enumerate(expected) if count == 0], "free list is wrong"
         assert self.num_free == len(free)
         assert self.num_cached == sum(self._hashes[b] is not None for b in free)
         named: Mapping[bytes, int] = {h: b for b, h in enumerate(self._hashes) if h is not None}
         assert named == self._blocks, "hashes and blocks differ"
+        held: dict[int, int] = {}
+        for block, count in enumerate(expected):
+            if count:
+                held[self._owners[block]] = held.get(self._owners[block], 0) + 1
+        assert held == {owner: n for owner, n in self.held.items() if n}, "held blocks are miscounted"
+        for sentinel, count in self._cached.items():
+            assert count == len(list(self._walk(sentinel))), "cached blocks are miscounted"
+
+    # -- the lists
+
+    def _sentinels(self) -> list[int]:
+        return [self.num_blocks, self.num_blocks + 1, *self._lists.values()]
+
+    def _walk(self, sentinel: int) -> Iterable[int]:
+        block, steps = self._next[sentinel], 0
+        while block != sentinel:
+            steps += 1
+            assert steps <= self.num_blocks, "a free list has a cycle"
+            yield block
+            block = self._next[block]
+
+    def _oldest_cached(self, owner: int) -> int:
+        """The least recently freed of the cached blocks that `owner` may take."""
+        best = NOBODY
+        if self._next[self.num_blocks + 1] < self.num_blocks:
+            best = self._next[self.num_blocks + 1]
+        for other, sentinel in self._lists.items():
+            block = self._next[sentinel]
+            within = self.held.get(other, 0) + self._cached[sentinel] <= self._floors.get(other, 0)
+            if block >= self.num_blocks or (within and other != owner):
+                continue
+            if best == NOBODY or self._freed_at[block] < self._freed_at[best]:
+                best = block
+        assert best != NOBODY, "no block may be taken"
+        return best
+
+    def _own(self, block: int, owner: int) -> None:
+        self._owners[block] = owner
+        self.held[owner] = self.held.get(owner, 0) + 1
+
+    def _uncache(self, block: int) -> None:
+        """Count a block that is about to leave its free list."""
+        if self._hashes[block] is not None:
+            self.num_cached -= 1
+            if self._list_of[block] in self._cached:
+                self._cached[self._list_of[block]] -= 1
 
     def _forget(self, block: int) -> None:
         block_hash = self._hashes[block]
         if block_hash is not None:
-            self.num_cached -= 1
             self._hashes[block] = None
             del self._blocks[block_hash]
+            if self.journal is not None:
+                self.journal.append((block_hash, NOBODY))
 
     def _unlink(self, block: int) -> None:
         before, after = self._previous[block], self._next[block]
@@ -107,13 +234,18 @@ class BlockPool:
         self.num_free -= 1
 
     def _link(self, block: int) -> None:
-        end = self.num_blocks
         if self._hashes[block] is None:
             # Nobody can find it, so it costs nothing to reuse: it goes to the front.
-            before, after = end, self._next[end]
+            before = self._list_of[block] = self.num_blocks
+            after = self._next[before]
         else:
-            before, after = self._previous[end], end
+            after = self._list_of[block] = self._lists.get(self._owners[block], self.num_blocks + 1)
+            before = self._previous[after]
             self.num_cached += 1
+            self._num_frees += 1
+            self._freed_at[block] = self._num_frees
+            if after in self._cached:
+                self._cached[after] += 1
         self._next[before] = self._previous[after] = block
         self._previous[block], self._next[block] = before, after
         self.num_free += 1

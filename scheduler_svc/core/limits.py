@@ -19,5 +19,9 @@ class Limits:
     """Decode steps per command at most; the worker's own limit holds besides."""
     decode_burst_s: float = 0.008
     """Seconds that the decode steps of one command may take together, as measured."""
+    itl_target_s: float = 0.05
+    """Seconds that a step in which rows decode may take: prompt chunks are cut to it; 0: no bound."""
+    short_prompt_tokens: int = 512
+    """Prompts with at most so many positions to compute are not held up by longer ones ahead of them."""
     max_sequences_per_request: int = 64
     """Largest `n`."""

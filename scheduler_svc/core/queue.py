@@ -1,73 +1,77 @@
-"""Sequences that wait for a row: ordered by priority, then age; bounded by number and by tokens."""
+"""Sequences that wait for a row: lower priority values first, then the tenant served least, then the oldest."""
 
-import heapq
-from math import ceil
+from bisect import bisect_left, insort
+from collections.abc import Iterator
 
-from quire.errors import Overloaded
 from scheduler_svc.core.sequence import Sequence
+from scheduler_svc.core.tenants import PROMPT_TOKEN_COST, Tenant
 
-_MIN_RETRY_S = 1.0
-_MAX_RETRY_S = 60.0
+_Lane = list[Sequence]
+
+
+def _order(sequence: Sequence) -> int:
+    return sequence.order
 
 
 class WaitingQueue:
-    """A heap with lazy removal. A preempted sequence keeps its age, and so comes back at the front."""
+    """One lane for each priority and tenant, oldest first. A preempted sequence keeps its age."""
 
-    def __init__(self, max_sequences: int, max_tokens: int) -> None:
-        self._max_sequences = max_sequences
-        self._max_tokens = max_tokens
-        self._heap: list[tuple[int, int, Sequence]] = []
-        self._waiting: set[Sequence] = set()
+    def __init__(self) -> None:
+        self._lanes: dict[int, dict[Tenant, _Lane]] = {}
+        self._num_waiting = 0
         self.num_tokens = 0
         """Tokens still to compute of all that wait."""
 
     def __len__(self) -> int:
-        return len(self._waiting)
-
-    def check_room(self, num_sequences: int, num_tokens: int, tokens_per_s: float) -> None:
-        """Raise Overloaded unless a new request of this size may wait.
-
-        An empty queue takes any request. `tokens_per_s` is the speed at which replicas compute prompts (0 if
-        unknown); it makes the time after which trying again makes sense.
-        """
-        if not self._waiting:
-            return
-        if len(self._waiting) + num_sequences > self._max_sequences:
-            what = f"{len(self._waiting)} sequences wait, of at most {self._max_sequences}"
-        elif self.num_tokens + num_tokens > self._max_tokens:
-            what = f"{self.num_tokens} tokens wait, of at most {self._max_tokens}"
-        else:
-            return
-        retry_after_s = _MIN_RETRY_S
-        if tokens_per_s > 0.0:
-            retry_after_s = min(max(float(ceil(self.num_tokens / tokens_per_s)), _MIN_RETRY_S), _MAX_RETRY_S)
-        raise Overloaded(f"the queue is full: {what}", retry_after_s=retry_after_s)
+        return self._num_waiting
 
     def push(self, sequence: Sequence) -> None:
-        """Let a sequence wait; those that ran before are never refused."""
-        heapq.heappush(self._heap, (sequence.request.priority, sequence.order, sequence))
-        self._waiting.add(sequence)
+        """Let a sequence wait."""
+        request = sequence.request
+        lanes = self._lanes.setdefault(request.priority, {})
+        insort(lanes.setdefault(request.tenant, []), sequence, key=_order)
+        self._num_waiting += 1
         self.num_tokens += len(sequence.token_ids)
-
-    def peek(self) -> Sequence | None:
-        """The sequence that is next, or None."""
-        while self._heap:
-            sequence = self._heap[0][2]
-            if sequence in self._waiting:
-                return sequence
-            heapq.heappop(self._heap)
-        return None
+        request.tenant.num_waiting_tokens += len(sequence.token_ids)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it stands."""
-        self._waiting.remove(sequence)
+        request = sequence.request
+        lanes = self._lanes[request.priority]
+        lane = lanes[request.tenant]
+        place = bisect_left(lane, sequence.order, key=_order)
+        assert lane[place] is sequence, "the sequence does not wait"
+        del lane[place]
+        if not lane:
+            del lanes[request.tenant]
+            if not lanes:
+                del self._lanes[request.priority]
+        self._num_waiting -= 1
         self.num_tokens -= len(sequence.token_ids)
-        # Those removed from the middle stay in the heap until they surface, at most as many as wait.
-        if len(self._heap) > 2 * len(self._waiting) + 16:
-            self._heap = [entry for entry in self._heap if entry[2] in self._waiting]
-            heapq.heapify(self._heap)
+        request.tenant.num_waiting_tokens -= len(sequence.token_ids)
+
+    def in_order(self) -> Iterator[Sequence]:
+        """Those that wait, in the order in which they should get rows; what is yielded may be removed.
+
+        Each is counted against its tenant as if it had been served, so that tenants take turns in one pass too.
+        """
+        for priority in sorted(self._lanes):
+            lanes = {tenant: list(lane) for tenant, lane in self._lanes[priority].items()}
+            places = dict.fromkeys(lanes, 0)
+            promised = {tenant: tenant.promised for tenant in lanes}
+            while promised:
+                tenant = min(promised, key=lambda t: (promised[t], t.index))
+                sequence = lanes[tenant][places[tenant]]
+                places[tenant] += 1
+                promised[tenant] += len(sequence.token_ids) * PROMPT_TOKEN_COST / tenant.weight
+                if places[tenant] == len(lanes[tenant]):
+                    del promised[tenant]
+                yield sequence
 
     def check_integrity(self) -> None:
         """Assert that the sums are those of what waits."""
-        assert self.num_tokens == sum(len(s.token_ids) for s in self._waiting)
-        assert self._waiting <= {entry[2] for entry in self._heap}
+        lanes = [lane for lanes in self._lanes.values() for lane in lanes.values()]
+        assert all(lanes)
+        assert self._num_waiting == sum(len(lane) for lane in lanes)
+        assert self.num_tokens == sum(len(s.token_ids) for lane in lanes for s in lane)
+        assert all([s.order for s in lane] == sorted(s.order for s in lane) for lane in lanes)

@@ -8,19 +8,18 @@ breaks its rows are void at once; the blocks' content stays findable as long as 
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from quire.packing import pack_int32, pack_uint32
 from quire.v1 import worker_pb2
 from scheduler_svc.core.block_pool import BlockPool
-from scheduler_svc.core.chunking import decode_burst, share_budget
 from scheduler_svc.core.limits import Limits
+from scheduler_svc.core.routing import Load
 from scheduler_svc.core.row_table import RowTable
-from scheduler_svc.core.sequence import LeaveReason, Sequence, SequenceState
+from scheduler_svc.core.sequence import LeaveReason, QueueCause, Sequence, SequenceState
+from scheduler_svc.core.speed import Speed
+from scheduler_svc.core.tenants import Tenant
 
-_SMOOTHING = 0.2
+_MAX_FLOORS = 0.9
 
 
 @dataclass(slots=True)
@@ -35,28 +34,42 @@ class InFlight:
     removed: list[Sequence] = field(default_factory=list)
 
 
+class Prefix(NamedTuple):
+    """What a replica has of a sequence's tokens."""
+
+    block_ids: list[int]
+    """Blocks that hold its longest cached prefix."""
+    num_coming: int
+    """Blocks after those that another sequence is computing now."""
+
+
 class Replica:
-    """The state behind one worker's `Run` stream. It decides what a command holds, not who gets a row."""
+    """The state behind one worker's `Run` stream; `commands` decides what a command holds."""
 
     def __init__(self, name: str, limits: Limits) -> None:
         self.name = name
+        self.limits = limits
         self.description = worker_pb2.WorkerDescription()
         self.connected = False
+        self.draining = False
+        """Its worker is leaving: it gets no more sequences, and those on it move."""
         self.lease_epoch = 0
         self.pool = BlockPool(0)
         self.rows = RowTable(0, 1)
+        self.speed = Speed()
         self.in_flight: deque[InFlight] = deque()
         self.last_step_sent = 0
         self.last_step_retired = 0
-        self.decode_step_s = 0.0
-        """Smoothed seconds per decode step, 0 while unknown."""
-        self.tokens_per_s = 0.0
-        """Smoothed speed of commands with prefill in token positions per second, 0 while unknown."""
         self.num_preemptions = 0
-        self._limits = limits
-        self._to_add: list[Sequence] = []
-        self._to_remove: list[Sequence] = []
-        self._prefilling: list[Sequence] = []
+        self.to_add: list[Sequence] = []
+        self.to_remove: list[Sequence] = []
+        self.prefilling: list[Sequence] = []
+        self.ceilings: dict[int, int] = {}
+        """Blocks that tenants may hold, by their index, where that is not all."""
+        self.assigned: list[tuple[int, int]] = []
+        """(lease epoch, step id) of the command that assigned each block last, as the worker counts too."""
+        self._computing: dict[bytes, Sequence] = {}
+        """Who computes a block that is not findable yet, by the block's hash."""
         self._released: list[Sequence] = []
 
     # -- the worker comes and goes
@@ -67,7 +80,8 @@ class Replica:
         same_process = description.worker_epoch == self.description.worker_epoch
         if not same_process or description.num_blocks != self.pool.num_blocks:
             self.pool = BlockPool(description.num_blocks)
-            self.decode_step_s = 0.0
+            self.assigned = [(0, 0)] * description.num_blocks
+            self.speed.forget_steps()
         if (
             description.max_rows != self.rows.max_rows
             or description.block_size != self.description.block_size
@@ -76,15 +90,18 @@ class Replica:
         self.description = description
         self.lease_epoch = lease_epoch
         self.last_step_sent = self.last_step_retired = 0
-        self.connected = True
+        self.connected, self.draining = True, False
 
     def disconnect(self) -> None:
         """The stream is gone: every row is released, and what still ran is preempted by that."""
         self.connected = False
         self.in_flight.clear()
-        self._to_add.clear()
-        self._to_remove.clear()
-        self._prefilling.clear()
+        self.to_add.clear()
+        self.to_remove.clear()
+        for pending in self.prefilling:
+            pending.request.tenant.num_pending -= pending.num_prefill_left
+        self.prefilling.clear()
+        self._computing.clear()
         for sequence in self.rows.sequences:
             if sequence is not None:
                 if sequence.state is SequenceState.RUNNING:
@@ -92,7 +109,7 @@ class Replica:
                     sequence.preemptions += 1
                 self._release(sequence)
 
-    # -- sequences come and go
+    # -- what it has
 
     @property
     def block_size(self) -> int:
@@ -100,10 +117,31 @@ class Replica:
         return self.description.block_size
 
     @property
+    def max_step_tokens(self) -> int:
+        """Token positions that a step may have."""
+        return min(self.limits.max_step_tokens, self.description.max_step_tokens)
+
+    @property
     def num_rows_free(self) -> int:
         """Rows that can be taken; a step must have a token position for every row."""
         rows = self.rows
-        return rows.num_free - max(0, rows.max_rows - self._max_step_tokens)
+        return rows.num_free - max(0, rows.max_rows - self.max_step_tokens)
+
+    @property
+    def num_rows_taken(self) -> int:
+        """Rows that sequences hold, or that wait for their removal to retire."""
+        return self.rows.max_rows - self.rows.num_free
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a command could be sent now."""
+        return self.connected and len(self.in_flight) < self.limits.pipeline_depth
+
+    @property
+    def load(self) -> Load:
+        """How busy it is."""
+        backlog = sum(sequence.num_prefill_left for sequence in self.prefilling)
+        return Load(backlog, self.num_rows_taken, self.speed.prefill_token_s)
 
     def running(self) -> Iterator[Sequence]:
         """Sequences that hold a row and keep it."""
@@ -113,47 +151,101 @@ class Replica:
         """How many sequences `running` gives."""
         return sum(1 for _ in self.running())
 
-    @property
-    def has_room(self) -> bool:
-        """Whether a command could be sent now."""
-        return self.connected and len(self.in_flight) < self._limits.pipeline_depth
+    def leaving(self) -> Iterator[Sequence]:
+        """Sequences whose rows come free when their removals have retired."""
+        yield from self.to_remove
+        for record in self.in_flight:
+            yield from record.removed
+
+    def num_returning(self) -> int:
+        """Blocks that come free when the removals under way have retired."""
+        pool = self.pool
+        return sum(pool.ref_count(block) == 1 for s in self.leaving() for block in s.block_ids)
+
+    # -- what fits
+
+    def set_policy(self, tenant: Tenant) -> None:
+        """Give the tenant its floor and ceiling here. Floors together are at most _MAX_FLOORS of the pool."""
+        pool, index = self.pool, tenant.index
+        most = int(_MAX_FLOORS * pool.num_blocks) - pool.floors_of_others(index)
+        pool.set_floor(index, max(0, min(int(tenant.kv_floor * pool.num_blocks), most)))
+        if tenant.kv_ceiling < 1.0:
+            self.ceilings[index] = max(1, int(tenant.kv_ceiling * pool.num_blocks))
+        else:
+            self.ceilings.pop(index, None)
+
+    def ceiling(self, index: int) -> int:
+        """Blocks that the tenant with this index may hold."""
+        return self.ceilings.get(index, self.pool.num_blocks)
 
     def fits(self, sequence: Sequence) -> bool:
-        """Whether the replica, empty, could run the sequence to its limit."""
-        return self._blocks_for(sequence.max_total_tokens - 1) <= self.pool.num_blocks
+        """Whether the replica, without other work, could run the sequence to its limit."""
+        index = sequence.request.tenant.index
+        most = min(self.ceiling(index), self.pool.num_blocks - self.pool.floors_of_others(index))
+        return self.blocks_for(sequence.max_total_tokens - 1) <= most
 
-    def find_prefix(self, sequence: Sequence) -> list[int]:
-        """Blocks that hold the sequence's longest known prefix; its last token is always left to compute."""
+    def find_prefix(self, sequence: Sequence) -> Prefix:
+        """The sequence's longest known prefix; its last token is always left to compute."""
         block_ids: list[int] = []
-        for block_hash in sequence.hash_blocks(
-            (len(sequence.token_ids) - 1) // self.block_size, self.block_size
-        ):
+        hashes = sequence.hash_blocks((len(sequence.token_ids) - 1) // self.block_size, self.block_size)
+        for block_hash in hashes:
             block = self.pool.lookup(block_hash)
             if block is None:
                 break
             block_ids.append(block)
-        return block_ids
+        coming = len(block_ids)
+        while coming < len(hashes) and hashes[coming] in self._computing:
+            coming += 1
+        return Prefix(block_ids, coming - len(block_ids))
 
-    def can_place(self, sequence: Sequence, prefix: list[int]) -> bool:
-        """Whether a row and blocks for its tokens so far are free, with room left for those that decode."""
+    def num_uncached(self, sequence: Sequence, prefix: Prefix) -> int:
+        """Positions that it would have to compute for the sequence, itself."""
+        return len(sequence.token_ids) - (len(prefix.block_ids) + prefix.num_coming) * self.block_size
+
+    def obstacle(self, sequence: Sequence, prefix: Prefix) -> QueueCause | None:
+        """What keeps the sequence from a row here; None: nothing."""
+        if prefix.num_coming * self.block_size * 2 > len(sequence.token_ids) - (
+            len(prefix.block_ids) * self.block_size
+        ):
+            # Waiting saves more than half of what it would compute now.
+            return QueueCause.PREFIX
         if self.num_rows_free <= 0:
-            return False
-        pool = self.pool
-        needed = self._blocks_for(len(sequence.token_ids)) - len(prefix)
-        needed += sum(1 for block in prefix if pool.ref_count(block) == 0)
+            return QueueCause.ROWS
+        index = sequence.request.tenant.index
+        needed, taken = self.num_blocks_needed(sequence, prefix), self.num_rows_taken
+        if self.pool.held.get(index, 0) + needed > self.ceiling(index):
+            return QueueCause.TENANT
         # A block for each row that runs keeps a newcomer from being preempted as soon as it has come.
-        taken = self.rows.max_rows - self.rows.num_free
-        return needed + taken <= pool.num_free or (taken == 0 and needed <= pool.num_free)
+        available = self.pool.available(index)
+        if needed + taken <= available or (taken == 0 and needed <= available):
+            return None
+        return QueueCause.BLOCKS
 
-    def place(self, sequence: Sequence, prefix: list[int], now: float) -> None:
+    def num_blocks_needed(self, sequence: Sequence, prefix: Prefix) -> int:
+        """Free blocks that the sequence would take for its tokens so far."""
+        pool = self.pool
+        needed = self.blocks_for(len(sequence.token_ids)) - len(prefix.block_ids)
+        return needed + sum(1 for block in prefix.block_ids if pool.ref_count(block) == 0)
+
+    def blocks_for(self, num_positions: int) -> int:
+        """Blocks that hold so many token positions."""
+        return -(-num_positions // self.block_size)
+
+    # -- sequences come and go
+
+    def place(self, sequence: Sequence, prefix: Prefix, now: float) -> None:
         """Give the sequence a row and blocks; the next command adds it."""
-        for block in prefix:
-            self.pool.share(block)
-        count = self._blocks_for(len(sequence.token_ids)) - len(prefix)
-        block_ids = prefix + self.pool.allocate(count)
-        self.rows.take(sequence, block_ids, len(prefix) * self.block_size, now)
-        self._to_add.append(sequence)
-        self._prefilling.append(sequence)
+        tenant, cached = sequence.request.tenant, prefix.block_ids
+        for block in cached:
+            self.pool.share(block, tenant.index)
+        count = self.blocks_for(len(sequence.token_ids)) - len(cached)
+        block_ids = cached + self.pool.allocate(count, tenant.index)
+        self.rows.take(sequence, block_ids, len(cached) * self.block_size, now)
+        tenant.num_pending += sequence.num_prefill_left
+        for block_hash in sequence.block_hashes[len(cached) : len(sequence.token_ids) // self.block_size]:
+            self._computing.setdefault(block_hash, sequence)
+        self.to_add.append(sequence)
+        self.prefilling.append(sequence)
 
     def leave(self, sequence: Sequence, reason: LeaveReason) -> None:
         """Take the sequence off its row; `take_released` gives it back when nothing touches it any more."""
@@ -162,150 +254,25 @@ class Replica:
         sequence.leave_reason = reason
         self.rows.stop(sequence.row)
         if sequence.num_prefill_left:
-            self._prefilling.remove(sequence)
-        if sequence in self._to_add:
+            self.prefilling.remove(sequence)
+        self._stop_computing(sequence)
+        if sequence in self.to_add:
             # The worker has not heard of it.
-            self._to_add.remove(sequence)
+            self.to_add.remove(sequence)
             self._release(sequence)
         else:
-            self._to_remove.append(sequence)
+            self.to_remove.append(sequence)
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Take a running sequence off its row, to be placed again later."""
+        sequence.preemptions += 1
+        self.num_preemptions += 1
+        self.leave(sequence, LeaveReason.PREEMPTED)
 
     def take_released(self) -> list[Sequence]:
         """Sequences, settled, whose rows and blocks have come free since the last call."""
         released, self._released = self._released, []
         return released
-
-    # -- commands
-
-    def next_command(self, *, prompts_wait: bool) -> worker_pb2.StepCommand | None:
-        """The next command, or None if there is nothing to do or the pipeline is full.
-
-        `prompts_wait`: there is work in the queue, so runs of several decode steps would delay it.
-        """
-        if not self.has_room:
-            return None
-        self._preempt_ahead()
-        rows = self.rows
-        live = rows.live()
-        decode_steps = self._decode_steps(live, prompts_wait=prompts_wait)
-        short = rows.blocks_short(live, decode_steps)
-        num_short = int(short.sum())
-        if num_short > self.pool.num_free:
-            # Blocks are on their way back; rows must not decode without, and decoding is all or none.
-            live, decode_steps, num_short = live[:0], 0, 0
-        if not decode_steps and not self._prefilling and not self._to_remove:
-            return None
-        record = InFlight(step_id=self.last_step_sent + 1, decode_steps=decode_steps)
-        command = worker_pb2.StepCommand(
-            step_id=record.step_id, lease_epoch=self.lease_epoch, decode_steps=decode_steps
-        )
-        self._remove_rows(command, record)
-        self._add_rows(command)
-        if num_short:
-            self._append_blocks(command, live, short)
-        rows.advance(live, decode_steps)
-        self._prefill(command, record, self._max_step_tokens - len(live))
-        self.last_step_sent = record.step_id
-        self.in_flight.append(record)
-        return command
-
-    def _decode_steps(self, live: NDArray[np.intp], *, prompts_wait: bool) -> int:
-        if len(live) == 0:
-            return 0
-        if prompts_wait or self._prefilling:
-            return 1
-        most = min(self._limits.max_decode_steps, self.description.max_decode_steps)
-        if most > 1:
-            # No step is issued past the limit of the row that has furthest to go.
-            most = min(most, int((self.rows.max_total_tokens[live] - self.rows.num_issued[live]).max()))
-        steps = decode_burst(self.decode_step_s, self._limits.decode_burst_s, most)
-        while steps > 1 and int(self.rows.blocks_short(live, steps).sum()) > self.pool.num_free:
-            steps //= 2
-        return steps
-
-    def _preempt_ahead(self) -> None:
-        """Preempt the youngest while those that decode would run out of blocks within the pipeline's depth.
-
-        Looking ahead gives a removal time to retire before its blocks are needed. The oldest is never
-        preempted, and fits the pool alone, so it always gets on.
-        """
-        while True:
-            ahead = self.rows.blocks_short(self.rows.live(), 1 + self._limits.pipeline_depth)
-            shortage = int(ahead.sum()) - self.pool.num_free
-            if shortage <= 0 or shortage <= self._num_returning():
-                return
-            running = sorted(self.running(), key=lambda sequence: sequence.order)
-            if len(running) <= 1:
-                return
-            running[-1].preemptions += 1
-            self.num_preemptions += 1
-            self.leave(running[-1], LeaveReason.PREEMPTED)
-
-    def _leaving(self) -> Iterator[Sequence]:
-        yield from self._to_remove
-        for record in self.in_flight:
-            yield from record.removed
-
-    def _num_returning(self) -> int:
-        """Blocks that come free when the removals under way have retired."""
-        pool = self.pool
-        return sum(pool.ref_count(block) == 1 for s in self._leaving() for block in s.block_ids)
-
-    def _remove_rows(self, command: worker_pb2.StepCommand, record: InFlight) -> None:
-        if self._to_remove:
-            command.remove_rows = pack_uint32([sequence.row for sequence in self._to_remove])
-            record.removed, self._to_remove = self._to_remove, []
-
-    def _add_rows(self, command: worker_pb2.StepCommand) -> None:
-        for sequence in self._to_add:
-            command.add_rows.add(
-                row=sequence.row,
-                epoch=int(self.rows.epochs[sequence.row]),
-                token_ids=sequence.token_ids.tobytes(),
-                num_prompt_tokens=sequence.num_prompt_tokens,
-                num_computed_tokens=sequence.num_cached_here,
-                block_ids=pack_int32(sequence.block_ids),
-                max_total_tokens=sequence.max_total_tokens,
-                sampling=sequence.sampling,
-                trace=sequence.request.trace,
-            )
-        self._to_add.clear()
-
-    def _append_blocks(
-        self,
-        command: worker_pb2.StepCommand,
-        live: NDArray[np.intp],
-        short: NDArray[np.int64],
-    ) -> None:
-        needy = np.flatnonzero(short)
-        rows, counts = live[needy], short[needy]
-        block_ids = self.pool.allocate(int(counts.sum()))
-        self.rows.num_blocks[rows] += counts
-        start = 0
-        for row, count in zip(rows.tolist(), counts.tolist(), strict=True):
-            sequence = self.rows.sequences[row]
-            assert sequence is not None
-            sequence.block_ids += block_ids[start : start + count]
-            start += count
-        command.append_rows = pack_uint32(rows)
-        command.append_num_blocks = pack_uint32(counts)
-        command.append_block_ids = pack_int32(block_ids)
-
-    def _prefill(self, command: worker_pb2.StepCommand, record: InFlight, budget: int) -> None:
-        if not self._prefilling:
-            return
-        sizes = share_budget((sequence.num_prefill_left for sequence in self._prefilling), budget)
-        chosen = self._prefilling[: len(sizes)]
-        record.prefill_tokens = sum(sizes)
-        command.prefill_rows = pack_uint32([sequence.row for sequence in chosen])
-        command.prefill_num_tokens = pack_uint32(sizes)
-        for sequence, size in zip(chosen, sizes, strict=True):
-            sequence.chunk_end += size
-            record.chunks.append((sequence, sequence.chunk_end))
-            if sequence.num_prefill_left == 0:
-                self.rows.begin_decoding(sequence.row, max(1, record.decode_steps))
-        # Only the last of the chosen can be left with something to do.
-        self._prefilling = [s for s in chosen if s.num_prefill_left] + self._prefilling[len(sizes) :]
 
     # -- results
 
@@ -317,11 +284,7 @@ class Replica:
         for sequence, chunk_end in record.chunks:
             if sequence.row not in failed:
                 sequence.chunk_retired = chunk_end
-        if record.chunks:
-            if result.step_s > 0.0:
-                self.tokens_per_s = _smooth(self.tokens_per_s, result.tokens_computed / result.step_s)
-        elif record.decode_steps and len(result.rows):
-            self.decode_step_s = _smooth(self.decode_step_s, result.step_s / record.decode_steps)
+        self.speed.note_step(result, record.decode_steps, record.prefill_tokens)
         return record
 
     def commit_blocks(self, sequences: Iterable[Sequence]) -> None:
@@ -336,6 +299,8 @@ class Replica:
                 hashes = sequence.hash_blocks(count, self.block_size)
                 for block in range(done, count):
                     self.pool.commit(sequence.block_ids[block], hashes[block])
+                    if self._computing.get(hashes[block]) is sequence:
+                        del self._computing[hashes[block]]
                 rows.num_committed[sequence.row] = count
 
     def release_removed(self, record: InFlight) -> None:
@@ -348,17 +313,20 @@ class Replica:
         self.rows.check_integrity()
         seated = [sequence for sequence in self.rows.sequences if sequence is not None]
         self.pool.check_integrity(sequence.block_ids for sequence in seated)
-        leaving = list(self._leaving())
+        leaving = list(self.leaving())
         assert {s for s in seated if s.state is not SequenceState.RUNNING} == set(leaving)
-        assert set(self._to_add) <= set(self._prefilling)
-        assert all(s.num_prefill_left for s in self._prefilling)
+        assert set(self.to_add) <= set(self.prefilling)
+        assert all(s.num_prefill_left for s in self.prefilling)
+        running = set(self.running())
+        assert set(self._computing.values()) <= running, "a prefix is awaited that nobody computes"
 
-    @property
-    def _max_step_tokens(self) -> int:
-        return min(self._limits.max_step_tokens, self.description.max_step_tokens)
-
-    def _blocks_for(self, num_positions: int) -> int:
-        return -(-num_positions // self.block_size)
+    def _stop_computing(self, sequence: Sequence) -> None:
+        """What it has not computed is not coming from it any more."""
+        sequence.request.tenant.num_pending -= sequence.num_prefill_left
+        committed = int(self.rows.num_committed[sequence.row])
+        for block_hash in sequence.block_hashes[committed : sequence.num_added // self.block_size]:
+            if self._computing.get(block_hash) is sequence:
+                del self._computing[block_hash]
 
     def _release(self, sequence: Sequence) -> None:
         sequence.settle()
@@ -366,7 +334,3 @@ class Replica:
         self.pool.free(sequence.block_ids)
         sequence.block_ids = []
         self._released.append(sequence)
-
-
-def _smooth(old: float, new: float) -> float:
-    return new if old == 0.0 else old + _SMOOTHING * (new - old)

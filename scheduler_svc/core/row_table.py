@@ -34,6 +34,7 @@ class RowTable:
         self.clients = np.full(max_rows, NOBODY, np.int64)
         self.handles = np.zeros(max_rows, np.uint32)
         self.indices = np.zeros(max_rows, np.uint32)
+        self.tenants = np.zeros(max_rows, np.int64)  # their indices
         self._free = list(range(max_rows - 1, -1, -1))
 
     @property
@@ -57,6 +58,7 @@ class RowTable:
         self.clients[row] = sequence.request.client
         self.handles[row] = sequence.request.handle
         self.indices[row] = sequence.index
+        self.tenants[row] = sequence.request.tenant.index
 
     def stop(self, row: int) -> None:
         """No later command decodes this row."""
@@ -90,6 +92,11 @@ class RowTable:
         tokens = np.minimum(self.num_issued[rows] + num_steps, self.max_total_tokens[rows])
         needed = (tokens + (self._block_size - 2)) // self._block_size
         return np.maximum(needed - self.num_blocks[rows], 0)
+
+    def by_tenant(self, rows: NDArray[np.intp], counts: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """(tenant index, sum of its rows' counts) for rows and counts [n]."""
+        sums = np.bincount(self.tenants[rows], weights=counts)
+        return [(index, int(sums[index])) for index in np.flatnonzero(sums).tolist()]
 
     def advance(self, rows: NDArray[np.intp], num_steps: int) -> None:
         """Count `num_steps` decode steps as issued for `rows`."""

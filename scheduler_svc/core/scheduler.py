@@ -17,15 +17,20 @@ from numpy.typing import NDArray
 from quire.errors import DeadlineExceeded, InvalidRequest, NotReady
 from quire.v1 import scheduler_pb2, types_pb2, worker_pb2
 from scheduler_svc.core import step_tokens
-from scheduler_svc.core.block_hash import root_hash
+from scheduler_svc.core.admission import Backlog, admit
+from scheduler_svc.core.commands import next_command
 from scheduler_svc.core.deadlines import Deadlines
+from scheduler_svc.core.intake import make_request
 from scheduler_svc.core.limits import Limits
+from scheduler_svc.core.placement import Placement
 from scheduler_svc.core.queue import WaitingQueue
 from scheduler_svc.core.replica import Replica
+from scheduler_svc.core.routing import Route, cheapest
 from scheduler_svc.core.sequence import LeaveReason, Request, Sequence, SequenceState
 from scheduler_svc.core.step_tokens import ProtocolError, StepTokens
+from scheduler_svc.core.tenants import Tenant, Tenants
 from scheduler_svc.core.token_batch import merge
-from scheduler_svc.core.validation import Abilities, plan_sequences
+from scheduler_svc.core.validation import Abilities, check_policy
 
 
 class Ending(NamedTuple):
@@ -52,12 +57,14 @@ class StepStats:
 class Scheduler:
     """Holds every request and every replica."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, route: Route = cheapest) -> None:
         self.replicas: dict[str, Replica] = {}
-        self.queue = WaitingQueue(limits.max_queue_sequences, limits.max_queue_tokens)
+        self.queue = WaitingQueue()
+        self.tenants = Tenants()
         self.abilities: Abilities | None = None
         """What the replicas can take; None until a worker has described itself."""
         self._limits = limits
+        self._placement = Placement(self.queue, self.replicas, route)
         self._requests: dict[int, dict[int, Request]] = {}
         self._deadlines = Deadlines()
         self._num_arrived = 0
@@ -89,6 +96,8 @@ class Scheduler:
         if replica is None:
             replica = self.replicas[name] = Replica(name, self._limits)
         replica.connect(description, lease_epoch)
+        for tenant in self.tenants:
+            replica.set_policy(tenant)
         self.abilities = Abilities.of(description, (other.description for other in self.replicas.values()))
 
     def detach(self, name: str, now: float) -> None:
@@ -96,6 +105,21 @@ class Scheduler:
         replica = self.replicas[name]
         replica.disconnect()
         self._settle_released(replica, now)
+
+    def drain(self, name: str, now: float) -> None:
+        """A worker is leaving: its sequences move to the others, with their tokens so far."""
+        replica = self.replicas[name]
+        if replica.draining:
+            return
+        replica.draining = True
+        for sequence in list(replica.running()):
+            replica.preempt(sequence)
+        self._settle_released(replica, now)
+
+    def forget(self, name: str) -> None:
+        """A worker that is detached will not come back under this name."""
+        assert not self.replicas[name].connected
+        del self.replicas[name]
 
     # -- requests
 
@@ -120,39 +144,46 @@ class Scheduler:
         if handle in self._requests.get(client, ()):
             self.cancel(client, handle, now)
             raise InvalidRequest(f"handle {handle} is in use")
-        num_prompt_tokens, plans = plan_sequences(asked, seed, self.abilities, self._limits)
-        num_tokens = sum(len(plan.token_ids) for plan in plans)
-        speed = sum(replica.tokens_per_s for replica in self.replicas.values())
-        self.queue.check_room(len(plans), num_tokens, speed)
-        request = Request(
-            client=client,
-            handle=handle,
-            request_id=asked.request_id,
-            tenant=asked.tenant,
-            priority=asked.priority,
-            arrived_at=now,
-            deadline=now + asked.timeout_s if asked.HasField("timeout_s") else None,
-            trace=asked.trace if asked.HasField("trace") else None,
-            cache_root=root_hash(self.abilities.model.revision, asked.tenant, asked.cache_salt),
-            num_unfinished=len(plans),
+        tenant = self._tenant(asked)
+        request = make_request(
+            client, handle, asked, tenant, seed, now, self._num_arrived, self.abilities, self._limits
         )
+        request.predicted_ttft_s = admit(
+            Backlog.of(self.queue, self.replicas.values(), self.tenants, tenant),
+            self._limits,
+            num_sequences=len(request.sequences),
+            num_tokens=self._num_uncached(request),
+            timeout_s=asked.timeout_s if asked.HasField("timeout_s") else None,
+        )
+        self._num_arrived += len(request.sequences)
         self._requests.setdefault(client, {})[handle] = request
         if request.deadline is not None and request.deadline < inf:
             self._deadlines.watch(request.deadline, request)
-        for index, plan in enumerate(plans):
-            sequence = Sequence(
-                request,
-                index,
-                self._num_arrived,
-                token_ids=plan.token_ids,
-                num_prompt_tokens=num_prompt_tokens,
-                max_total_tokens=plan.max_total_tokens,
-                sampling=plan.sampling,
-                stop_token_ids=plan.stop_token_ids,
-            )
-            self._num_arrived += 1
-            request.sequences.append(sequence)
+        for sequence in request.sequences:
+            self.tenants.enter(tenant)
             self._start(sequence, now)
+
+    def _tenant(self, asked: scheduler_pb2.TokenRequest) -> Tenant:
+        """Who asks, with what it is entitled to from now on."""
+        if not asked.HasField("tenant_policy"):
+            return self.tenants.get(asked.tenant)
+        check_policy(asked.tenant_policy)
+        tenant = self.tenants.get(asked.tenant, asked.tenant_policy)
+        for replica in self.replicas.values():
+            replica.set_policy(tenant)
+        return tenant
+
+    def _num_uncached(self, request: Request) -> int:
+        """Prompt positions of a new request that its best replica would have to compute."""
+        assert self.abilities is not None
+        block_size = self.abilities.block_size
+        first, *others = request.sequences
+        uncached = min(
+            (r.num_uncached(first, r.find_prefix(first)) for r in self.replicas.values() if r.connected),
+            default=len(first.token_ids),
+        )
+        # The others find what the first computes, but for their last block.
+        return uncached + sum(len(s.token_ids) % block_size or 1 for s in others)
 
     def _start(self, sequence: Sequence, now: float) -> None:
         """Queue a new sequence, unless what it is resumed with is its whole output."""
@@ -217,40 +248,12 @@ class Scheduler:
     def schedule(self, name: str, now: float) -> worker_pb2.StepCommand | None:
         """The next command for a replica, or None if it has enough in flight or nothing to do."""
         self.expire(now)
-        self._place_waiting(now)
         replica = self.replicas[name]
-        command = replica.next_command(prompts_wait=len(self.queue) > 0)
+        for misfit in self._placement.fill(replica, now):
+            self._refuse_misfit(misfit, now)
+        command = next_command(replica, prompts_wait=len(self.queue) > 0)
         self._settle_released(replica, now)
         return command
-
-    def _place_waiting(self, now: float) -> None:
-        while (sequence := self.queue.peek()) is not None:
-            if not any(replica.fits(sequence) for replica in self.replicas.values()):
-                self._refuse_misfit(sequence, now)
-                continue
-            choice = self._choose_replica(sequence)
-            if choice is None:
-                return
-            replica, prefix = choice
-            self.queue.remove(sequence)
-            sequence.replica = replica.name
-            replica.place(sequence, prefix, now)
-
-    def _choose_replica(self, sequence: Sequence) -> tuple[Replica, list[int]] | None:
-        """The replica with the longest known prefix, then most free rows; None if all are full.
-
-        A replica whose pipeline is full waits: what retires next may hold more of the prefix.
-        """
-        best: tuple[Replica, list[int]] | None = None
-        best_key = (-1, -1)
-        for replica in self.replicas.values():
-            if not replica.has_room or replica.num_rows_free <= 0 or not replica.fits(sequence):
-                continue
-            prefix = replica.find_prefix(sequence)
-            key = (len(prefix), replica.num_rows_free)
-            if key > best_key and replica.can_place(sequence, prefix):
-                best, best_key = (replica, prefix), key
-        return best
 
     def _refuse_misfit(self, sequence: Sequence, now: float) -> None:
         """End a sequence that was admitted for a worker that came back smaller."""
@@ -267,6 +270,7 @@ class Scheduler:
         record = replica.retire(result)
         step_tokens.take_tokens(replica, step)
         intervals_s, interval_tokens = step_tokens.take_times(replica, step, now)
+        self.tenants.charge_output(replica.rows.tenants[step.rows], step.counts)
         columns, rows = step_tokens.columns_for_clients(replica, step)
         for client, entries, batch in columns.split():
             if result.logprobs:
@@ -277,7 +281,11 @@ class Scheduler:
         replica.commit_blocks(step_tokens.rows_with_full_blocks(replica, step))
         self._end_finished(replica, step, result, now)
         replica.release_removed(record)
+        for _ in record.removed:
+            replica.speed.note_release(now, wanted=len(self.queue) > 0)
         self._settle_released(replica, now)
+        if result.draining:
+            self.drain(name, now)
         return StepStats(
             result.step_s, record.prefill_tokens, len(step.token_ids), intervals_s, interval_tokens
         )
@@ -345,6 +353,7 @@ class Scheduler:
         sequence.state, sequence.ended_at = SequenceState.ENDED, now
         usage = sequence.usage()
         self._endings.append(Ending(sequence, reason, usage))
+        self.tenants.leave(request.tenant)
         request.num_unfinished -= 1
         if request.num_unfinished == 0:
             self._forget(request)
@@ -383,6 +392,7 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Assert the invariants of everything held."""
         self.queue.check_integrity()
+        self.tenants.check_integrity()
         for replica in self.replicas.values():
             replica.check_integrity()
         for request in self.requests():

@@ -12,7 +12,8 @@ from enum import Enum
 from math import nan
 
 from quire.v1 import types_pb2
-from scheduler_svc.core.block_hash import block_hash
+from scheduler_svc.core.block_hash import block_hash, private_parent
+from scheduler_svc.core.tenants import Tenant
 
 
 class SequenceState(Enum):
@@ -43,14 +44,36 @@ class Request:
     """Who is told, as the shell numbers its sessions and calls."""
     handle: int
     request_id: str
-    tenant: str
+    tenant: Tenant
     priority: int
     arrived_at: float
     deadline: float | None
     trace: types_pb2.TraceContext | None
     cache_root: bytes
+    """Parent of its first block that may not be shared with everybody."""
+    public_root: bytes = b""
+    """Parent of its first block, if that may be."""
+    num_public_tokens: int = 0
+    """Leading prompt tokens whose full blocks may be shared with everybody."""
+    predicted_ttft_s: float = 0.0
+    """Time to first token as predicted at admission, 0 if nothing was known."""
     sequences: list["Sequence"] = field(default_factory=list)
     num_unfinished: int = 0
+
+
+class QueueCause(Enum):
+    """What a sequence waited for before it got a row, as of the last look at it."""
+
+    STEP = "step"
+    """Nothing but the next command."""
+    ROWS = "rows"
+    BLOCKS = "blocks"
+    PREFIX = "prefix"
+    """Another sequence is computing the prefix that it needs."""
+    TENANT = "tenant"
+    """Its tenant holds as many blocks as it may."""
+    WORKER = "worker"
+    """No worker that could run it was connected."""
 
 
 class Sequence:
@@ -60,7 +83,8 @@ class Sequence:
         "admitted_at", "block_hashes", "block_ids", "cached_tokens", "chunk_end", "chunk_retired",
         "computed_tokens", "ended_at", "first_token_at", "high_water", "index", "last_token_at",
         "leave_reason", "max_total_tokens", "num_added", "num_cached_here", "num_dropped",
-        "num_prompt_tokens", "order", "preemptions", "recomputed_tokens", "replica", "request", "row",
+        "num_overtaken", "num_prompt_tokens", "order", "preemptions", "queue_cause", "recomputed_tokens", "replica",
+        "request", "row",
         "sampling", "settled", "state", "stop_token_ids", "token_ids",
     )  # fmt: skip
 
@@ -90,6 +114,9 @@ class Sequence:
         self.block_hashes: list[bytes] = []
         """Hashes of the leading full blocks of `token_ids`, as far as they were needed."""
         self.state = SequenceState.WAITING
+        self.queue_cause = QueueCause.STEP
+        self.num_overtaken = 0
+        """Shorter sequences that were placed while there were too few blocks for it."""
 
         # The residency.
         self.replica = ""
@@ -135,8 +162,13 @@ class Sequence:
         """Hashes of the first `count` full blocks; the caller has checked that there are so many."""
         hashes = self.block_hashes
         if len(hashes) < count:
-            parent = hashes[-1] if hashes else self.request.cache_root
+            request = self.request
+            num_public = min(request.num_public_tokens, self.num_prompt_tokens) // block_size
+            root = request.public_root if num_public else request.cache_root
+            parent = hashes[-1] if hashes else root
             for block in range(len(hashes), count):
+                if block == num_public > 0:
+                    parent = private_parent(parent, request.cache_root)
                 tokens = self.token_ids[block * block_size : (block + 1) * block_size]
                 parent = block_hash(parent, tokens.tobytes())
                 hashes.append(parent)

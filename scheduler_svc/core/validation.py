@@ -101,6 +101,13 @@ def plan_sequences(
     return len(prompt), plans
 
 
+def check_policy(policy: types_pb2.TenantPolicy) -> None:
+    """Raise InvalidRequest unless the policy's numbers make sense."""
+    _check_range("weight", policy.weight, 0.0)
+    _check_range("kv_floor", policy.kv_floor, 0.0, 1.0)
+    _check_range("kv_ceiling", policy.kv_ceiling, 0.0, 1.0)
+
+
 def _max_total_tokens(
     request: scheduler_pb2.TokenRequest, num_prompt_tokens: int, abilities: Abilities
 ) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from benchmarks.instant_rows import ProtocolViolation
-from scheduler_svc.core import block_hash, sequence
+from scheduler_svc.core import block_hash, commands, scheduler, sequence
 from scheduler_svc.core.block_pool import BlockPool
 from scheduler_svc.core.replica import InFlight, Replica
 from scheduler_svc.core.scheduler import Scheduler
@@ -39,30 +39,30 @@ def free_early(patch: pytest.MonkeyPatch) -> None:
 
 def free_at_removal(patch: pytest.MonkeyPatch) -> None:
     """Rows and blocks go back when the command that removes them is sent: a worker in order would not notice."""
-    next_command = Replica.next_command
+    next_command = commands.next_command
 
-    def next_and_free(self: Replica, *, prompts_wait: bool) -> object:
-        command = next_command(self, prompts_wait=prompts_wait)
+    def next_and_free(replica: Replica, *, prompts_wait: bool) -> object:
+        command = next_command(replica, prompts_wait=prompts_wait)
         if command is not None:
-            self.release_removed(self.in_flight[-1])
-            self.in_flight[-1].removed = []
+            replica.release_removed(replica.in_flight[-1])
+            replica.in_flight[-1].removed = []
         return command
 
-    patch.setattr(Replica, "next_command", next_and_free)
+    patch.setattr(scheduler, "next_command", next_and_free)
 
 
 def commit_early(patch: pytest.MonkeyPatch) -> None:
     """A prompt's blocks can be found when they are to be computed, not when they have been."""
-    prefill = Replica._prefill
+    prefill = commands._prefill
 
-    def prefill_and_commit(self: Replica, command: object, record: InFlight, budget: int) -> None:
-        prefill(self, command, record, budget)
+    def prefill_and_commit(replica: Replica, command: object, record: InFlight, num_live: int) -> None:
+        prefill(replica, command, record, num_live)
         for chosen, end in record.chunks:
             retired, chosen.chunk_retired = chosen.chunk_retired, end
-            self.commit_blocks([chosen])
+            replica.commit_blocks([chosen])
             chosen.chunk_retired = retired
 
-    patch.setattr(Replica, "_prefill", prefill_and_commit)
+    patch.setattr(commands, "_prefill", prefill_and_commit)
 
 
 def all_clients_leave(patch: pytest.MonkeyPatch) -> None:

@@ -351,27 +351,112 @@ def test_the_same_events_give_the_same_bytes() -> None:
     assert history() == history()
 
 
+def asking(prompt: list[int], **fields: object) -> scheduler_pb2.TokenRequest:
+    return scheduler_pb2.TokenRequest(prompt_token_ids=pack_int32(prompt), **fields)
+
+
+def computed(step_id: int, rows: list[int], tokens_computed: int) -> worker_pb2.StepResult:
+    """A result in which each of these rows, new ones, has its first token."""
+    result = worker_pb2.StepResult(step_id=step_id, tokens_computed=tokens_computed, step_s=0.01)
+    result.rows, result.epochs = pack_int32(rows), pack_int32([1] * len(rows))
+    result.token_ids, result.finish_reasons = pack_int32([5] * len(rows)), bytes(len(rows))
+    return result
+
+
 def test_work_goes_to_the_replica_that_knows_the_prefix_then_to_the_emptier() -> None:
     scheduler = Scheduler(Limits())
     for name, epoch in (("a", 1), ("b", 2)):
         scheduler.attach(name, describe(epoch), 1, 0.0)
-    prompt = list(range(40))
-    request = scheduler_pb2.TokenRequest(prompt_token_ids=pack_int32(prompt))
-    for handle in range(2):
-        scheduler.add(1, handle, request, 0, 0.0)
+    first, second = asking(list(range(40))), asking(list(range(1, 41)))
+    scheduler.add(1, 0, first, 0, 0.0)
+    scheduler.add(1, 1, second, 0, 0.0)
     added = {name: scheduler.schedule(name, 0.0) for name in ("a", "b")}
     assert all(command is not None and len(command.add_rows) == 1 for command in added.values())
-    result = worker_pb2.StepResult(step_id=1, tokens_computed=40)
-    result.rows, result.epochs, result.token_ids, result.finish_reasons = (
-        pack_int32([0]), pack_int32([1]), pack_int32([5]), b"\0",
-    )  # fmt: skip
-    scheduler.apply("b", result, 0.1)
-    scheduler.add(1, 7, request, 0, 0.2)
+    scheduler.apply("b", computed(1, [0], 40), 0.1)
+    scheduler.add(1, 7, second, 0, 0.2)
     command = scheduler.schedule("a", 0.2)
     assert command is None or not command.add_rows
     command = scheduler.schedule("b", 0.2)
     assert command is not None
     assert command.add_rows[0].num_computed_tokens == 32
+
+
+@pytest.mark.parametrize("kind", ["n of one request", "two requests at once"])
+def test_a_prefix_that_is_being_computed_is_waited_for(kind: str) -> None:
+    scheduler = Scheduler(Limits())
+    scheduler.attach("a", describe(), 1, 0.0)
+    prompt = list(range(40))
+    if kind == "n of one request":
+        scheduler.add(1, 0, asking(prompt, n=2), 0, 0.0)
+    else:
+        for handle in range(2):
+            scheduler.add(1, handle, asking(prompt), 0, 0.0)
+    command = scheduler.schedule("a", 0.0)
+    assert command is not None
+    assert len(command.add_rows) == 1
+    scheduler.apply("a", computed(1, [0], 40), 0.1)
+    command = scheduler.schedule("a", 0.1)
+    assert command is not None
+    assert [added.num_computed_tokens for added in command.add_rows] == [32]
+
+
+def test_who_waits_for_a_prefix_computes_it_when_the_other_is_cancelled() -> None:
+    scheduler = Scheduler(Limits())
+    scheduler.attach("a", describe(), 1, 0.0)
+    for handle in range(2):
+        scheduler.add(1, handle, asking(list(range(40))), 0, 0.0)
+    scheduler.schedule("a", 0.0)
+    scheduler.cancel(1, 0, 0.0)
+    command = scheduler.schedule("a", 0.1)
+    assert command is not None
+    assert [added.num_computed_tokens for added in command.add_rows] == [0]
+    scheduler.check_integrity()
+
+
+def test_a_public_prefix_is_shared_between_tenants_and_nothing_after_it() -> None:
+    scheduler = Scheduler(Limits())
+    scheduler.attach("a", describe(), 1, 0.0)
+    prompt = list(range(60))
+
+    def cached(handle: int, tenant: str, num_public: int) -> int:
+        scheduler.add(1, handle, asking(prompt, tenant=tenant, public_prefix_tokens=num_public), 0, 0.0)
+        command = scheduler.schedule("a", 0.0)
+        assert command is not None
+        (added,) = command.add_rows
+        result = computed(command.step_id, [added.row], 60)
+        result.epochs = pack_int32([added.epoch])
+        scheduler.apply("a", result, 0.1)
+        scheduler.cancel(1, handle, 0.1)
+        command = scheduler.schedule("a", 0.1)
+        assert command is not None
+        scheduler.apply("a", worker_pb2.StepResult(step_id=command.step_id), 0.1)
+        return added.num_computed_tokens
+
+    assert cached(1, "x", 40) == 0
+    assert cached(2, "y", 40) == 32
+    assert cached(3, "z", 0) == 0
+    assert cached(4, "x", 40) == 48
+
+
+def test_a_worker_that_leaves_hands_its_sequences_on() -> None:
+    scheduler = Scheduler(Limits())
+    scheduler.attach("a", describe(), 1, 0.0)
+    scheduler.add(1, 0, asking(list(range(40))), 0, 0.0)
+    assert scheduler.schedule("a", 0.0) is not None
+    scheduler.attach("b", describe(2), 2, 0.0)
+    result = computed(1, [0], 40)
+    result.draining = True
+    scheduler.apply("a", result, 0.1)
+    removal, moved = scheduler.schedule("a", 0.1), scheduler.schedule("b", 0.1)
+    assert removal is not None
+    assert len(removal.remove_rows) == 4
+    assert moved is None, "it moves when its row is given back"
+    scheduler.apply("a", worker_pb2.StepResult(step_id=2), 0.2)
+    moved = scheduler.schedule("b", 0.2)
+    assert moved is not None
+    assert len(moved.add_rows[0].token_ids) == 4 * 41
+    scheduler.add(1, 1, asking([1, 2]), 0, 0.3)
+    assert scheduler.schedule("a", 0.3) is None
 
 
 def test_nothing_is_taken_before_a_worker_was_seen_and_other_models_are_refused() -> None:

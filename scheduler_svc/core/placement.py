@@ -1,0 +1,108 @@
+"""Who gets a row next, and where."""
+
+from scheduler_svc.core.preemption import victim_for
+from scheduler_svc.core.queue import WaitingQueue
+from scheduler_svc.core.replica import Prefix, Replica
+from scheduler_svc.core.routing import Offer, Route
+from scheduler_svc.core.sequence import QueueCause, Sequence
+from scheduler_svc.core.tenants import Tenant
+
+# A pass looks at so many sequences that it cannot place before it stops: the rest are behind them anyway.
+_MAX_PASSED_OVER = 32
+# So many shorter ones may overtake a sequence for which there are too few blocks; then it is next.
+_MAX_OVERTAKEN = 64
+
+
+class Placement:
+    """Takes sequences from the queue to the replicas, one replica at a time as each can be sent a command."""
+
+    def __init__(self, queue: WaitingQueue, replicas: dict[str, Replica], route: Route) -> None:
+        self._queue = queue
+        self._replicas = replicas
+        self._route = route
+
+    def fill(self, target: Replica, now: float) -> list[Sequence]:
+        """Place what goes to `target` now. Returns sequences that no worker known could ever run.
+
+        A sequence that is cheaper elsewhere is left for that replica. One for which there are too few blocks lets
+        shorter ones overtake it; if its tenant or priority has the better claim, another gives way to it.
+        """
+        misfits: list[Sequence] = []
+        if not len(self._queue) or not target.has_room or target.draining:
+            return misfits
+        passed_over = 0
+        blocked: list[Sequence] = []
+        for sequence in self._queue.in_order():
+            if passed_over == _MAX_PASSED_OVER:
+                break
+            if not any(replica.fits(sequence) for replica in self._replicas.values()):
+                misfits.append(sequence)
+                continue
+            passed_over += 1
+            if not target.fits(sequence):
+                sequence.queue_cause = QueueCause.WORKER
+                continue
+            if any(len(sequence.token_ids) >= len(other.token_ids) for other in blocked):
+                continue
+            prefix = target.find_prefix(sequence)
+            obstacle = target.obstacle(sequence, prefix)
+            elsewhere = self._open_elsewhere(sequence, target)
+            if obstacle in (None, QueueCause.PREFIX):
+                here = Offer(target.name, target.load, target.num_uncached(sequence, prefix))
+                if elsewhere and self._route(sequence.order, [here, *elsewhere]) is not here:
+                    continue
+            if obstacle is None:
+                self._place(sequence, target, prefix, now)
+                passed_over -= 1
+                for other in blocked:
+                    other.num_overtaken += 1
+                continue
+            sequence.queue_cause = obstacle
+            if obstacle in (QueueCause.ROWS, QueueCause.BLOCKS) and not elsewhere:
+                if not blocked:
+                    _make_room(target, sequence, prefix, obstacle)
+                blocked.append(sequence)
+            if target.num_rows_free <= 0 or (blocked and blocked[-1].num_overtaken >= _MAX_OVERTAKEN):
+                break
+        return misfits
+
+    def _place(self, sequence: Sequence, target: Replica, prefix: Prefix, now: float) -> None:
+        self._queue.remove(sequence)
+        sequence.replica = target.name
+        target.place(sequence, prefix, now)
+
+    def _open_elsewhere(self, sequence: Sequence, target: Replica) -> list[Offer]:
+        """Offers of the other replicas that could take the sequence now, or are computing its prefix."""
+        offers = []
+        for replica in self._replicas.values():
+            if replica is target or not replica.connected or replica.draining or not replica.fits(sequence):
+                continue
+            prefix = replica.find_prefix(sequence)
+            if replica.obstacle(sequence, prefix) in (None, QueueCause.PREFIX):
+                uncached = replica.num_uncached(sequence, prefix)
+                offers.append(Offer(replica.name, replica.load, uncached))
+        return offers
+
+
+def _make_room(replica: Replica, newcomer: Sequence, prefix: Prefix, obstacle: QueueCause) -> None:
+    """Preempt one sequence with a lesser claim than `newcomer`, unless room is on its way already."""
+    if obstacle is QueueCause.ROWS:
+        if any(True for _ in replica.leaving()):
+            return
+        held: dict[int, int] = {}
+        for sequence in replica.running():
+            index = sequence.request.tenant.index
+            held[index] = held.get(index, 0) + 1
+        gain = 1
+    else:
+        held = replica.pool.held
+        gain = replica.num_blocks_needed(newcomer, prefix)
+        if replica.num_returning() + replica.pool.available(newcomer.request.tenant.index) >= gain:
+            return
+
+    def holding(tenant: Tenant) -> float:
+        return held.get(tenant.index, 0)
+
+    victim = victim_for(newcomer, replica.running(), holding, gain)
+    if victim is not None:
+        replica.preempt(victim)

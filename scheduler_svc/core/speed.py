@@ -1,0 +1,54 @@
+"""How fast a replica is, measured from its results; all figures are smoothed and 0 while unknown."""
+
+from quire.v1 import worker_pb2
+
+_SMOOTHING = 0.2
+_RATE_WINDOW_S = 1.0
+
+
+class Speed:
+    """Step times and the rate at which rows come free."""
+
+    def __init__(self) -> None:
+        self.decode_step_s = 0.0
+        """Seconds of a step that only decodes."""
+        self.prefill_token_s = 0.0
+        """Seconds that each prompt position adds to a step."""
+        self.releases_per_s = 0.0
+        """Rows that come free per second."""
+        self._released = 0
+        self._since: float | None = None
+
+    def forget_steps(self) -> None:
+        """Another process answers now."""
+        self.decode_step_s = self.prefill_token_s = 0.0
+
+    def note_step(self, result: worker_pb2.StepResult, decode_steps: int, prefill_tokens: int) -> None:
+        """A command of so many decode steps and prompt positions has retired."""
+        if result.step_s <= 0.0:
+            return
+        if not prefill_tokens:
+            if decode_steps and result.rows:
+                self.decode_step_s = _smooth(self.decode_step_s, result.step_s / decode_steps)
+            return
+        # What decoding alone would have taken is not the prompt's; at least half the step is, lest an outlier
+        # in one measure make the other zero.
+        own_s = max(result.step_s - decode_steps * self.decode_step_s, result.step_s / 2)
+        self.prefill_token_s = _smooth(self.prefill_token_s, own_s / prefill_tokens)
+
+    def note_release(self, now: float, *, wanted: bool) -> None:
+        """A row has come free at `now` (seconds); only while others want rows does the rate say anything."""
+        if not wanted:
+            self._released, self._since = 0, None
+            return
+        if self._since is None:
+            self._since = now
+        self._released += 1
+        elapsed_s = now - self._since
+        if elapsed_s >= _RATE_WINDOW_S:
+            self.releases_per_s = _smooth(self.releases_per_s, self._released / elapsed_s)
+            self._released, self._since = 0, now
+
+
+def _smooth(old: float, new: float) -> float:
+    return new if old == 0.0 else old + _SMOOTHING * (new - old)
