@@ -14,49 +14,57 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.simulator.node import Node
+from benchmarks.simulator.policies import POLICIES
 from benchmarks.simulator.report import Report, summarise
 from benchmarks.simulator.run import Simulation
-from benchmarks.simulator.scenarios import SCENARIOS, Scenario, relative_speed
+from benchmarks.simulator.scenarios import SCENARIOS, relative_speed
 from benchmarks.simulator.step_time import H200, SHAPES, ModelShape
 from benchmarks.simulator.tables import comparison_table, groups_table, main_table
 from benchmarks.simulator.traces import Trace
 from benchmarks.simulator.worker_model import SimulatedWorker, describe
 from scheduler_svc.core.limits import Limits
+from scheduler_svc.core.routing import Route, cheapest
 from scheduler_svc.core.scheduler import Scheduler
 
 
-def make_node(scenario: Scenario, shape: ModelShape, replicas: int) -> Node:
+def make_node(shape: ModelShape, replicas: int, num_blocks: int | None, route: Route = cheapest) -> Node:
     """A scheduler with the limits that the service has by default, and its workers."""
     workers = {}
     for number in range(replicas):
         name = f"worker-{number}"
-        description = describe(name, number + 1, shape, H200, num_blocks=scenario.num_blocks)
+        description = describe(name, number + 1, shape, H200, num_blocks=num_blocks)
         workers[name] = SimulatedWorker(description, shape, H200)
-    return Node(Scheduler(Limits()), workers)
+    return Node(Scheduler(Limits(), route), workers)
 
 
-def simulate(trace: Trace, scenario: Scenario, shape: ModelShape, replicas: int) -> Report:
-    """Run one trace."""
+def simulate(trace: Trace, shape: ModelShape, replicas: int, num_blocks: int | None, policy: str) -> Report:
+    """Run one trace with one way to choose a replica."""
     started = time.perf_counter()
-    node = make_node(scenario, shape, replicas)
+    node = make_node(shape, replicas, num_blocks, POLICIES[policy])
     recorder = Simulation(trace, [node]).run()
     return summarise(
         recorder,
         trace=trace.name,
-        policy="core",
-        weights=trace.weights,
+        policy=policy,
+        weights={name: each.weight or 1.0 for name, each in trace.tenant_policies.items()},
         busy_s=[worker.busy_s for worker in node.workers.values()],
         wall_s=time.perf_counter() - started,
     )
 
 
-def run_scenario(name: str, shape: ModelShape, replicas: int | None, seed: int) -> list[Report]:
-    """Run a scenario's traces and print their figures."""
+def run_scenario(
+    name: str, shape: ModelShape, replicas: int | None, policies: tuple[str, ...] | None, seed: int
+) -> list[Report]:
+    """Run a scenario's traces and print their figures; None: as many replicas, and the policies, that it names."""
     scenario = SCENARIOS[name]
     replicas = replicas or scenario.replicas
     load = replicas * relative_speed(shape, SHAPES["llama-8b"], H200)
     print(f"\n## {name}: {scenario.summary} ({shape.name}, {replicas} × {H200.name}, seed {seed})\n")
-    reports = [simulate(trace, scenario, shape, replicas) for trace in scenario.traces(seed, load)]
+    reports = [
+        simulate(trace, shape, replicas, scenario.num_blocks, policy)
+        for trace in scenario.traces(seed, load)
+        for policy in policies or scenario.policies
+    ]
     print(main_table(reports))
     print(groups_table(reports))
     if scenario.compare is not None:
@@ -70,14 +78,16 @@ def main() -> None:
     parser.add_argument("scenario", choices=["all", *SCENARIOS])
     parser.add_argument("--shape", choices=sorted(SHAPES), default="llama-8b", help="model that is served")
     parser.add_argument("--replicas", type=int, help="workers; the load grows with them")
+    parser.add_argument("--policy", choices=list(POLICIES), help="how a replica is chosen")
     parser.add_argument("--seed", type=int, default=0, help="of the trace")
     parser.add_argument("--out", type=Path, help="file to write the figures to, JSON")
     arguments = parser.parse_args()
     names = list(SCENARIOS) if arguments.scenario == "all" else [arguments.scenario]
     shape = SHAPES[arguments.shape]
     figures = {}
+    policies = None if arguments.policy is None else (arguments.policy,)
     for name in names:
-        reports = run_scenario(name, shape, arguments.replicas, arguments.seed)
+        reports = run_scenario(name, shape, arguments.replicas, policies, arguments.seed)
         figures[name] = [asdict(report) for report in reports]
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -109,10 +109,8 @@ class Recorder:
         self.computed_tokens[request] = usage.computed_tokens
         self.preemptions[request] = usage.preemptions
         assert usage.completion_tokens == self.output_tokens[request], f"request {request} has lost tokens"
-        # Absent until the core predicts it.
-        predicted: float | None = getattr(asked, "predicted_ttft_s", None)
-        if predicted is not None:
-            self.predicted_ttft_s[request] = predicted
+        if asked.predicted_ttft_s > 0.0:
+            self.predicted_ttft_s[request] = asked.predicted_ttft_s
 
 
 def _numbered(names: list[str], lengths: list[int]) -> tuple[list[str], NDArray[np.intp]]:

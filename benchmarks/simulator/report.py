@@ -39,6 +39,7 @@ class Group:
 
     requests: int
     ttft_s: Spread
+    hit_rate: float
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Report:
     """Share of the time that workers spent in steps, mean."""
     groups: dict[str, Group]
     service: dict[str, float]
-    """By tenant, while all of them had demand: computed input tokens and weighted output tokens, over its weight."""
+    """By tenant, while all had requests waiting: computed input tokens and weighted output tokens, over its weight."""
     jain: float
     """Jain's index of `service`: 1 if all got the same, 1/n if one got everything."""
     prediction: Prediction | None
@@ -117,16 +118,12 @@ def summarise(
         ttft_s=Spread.of(_ttft(recorder, begun)),
         itl_s=Spread.of(intervals_s / counts, counts),
         stall_s=Spread.of(intervals_s),
-        hit_rate=float(recorder.cached_tokens[done].sum()) / max(int(recorder.prompt_tokens[done].sum()), 1),
+        hit_rate=_hit_rate(recorder, done),
         preemptions=int(recorder.preemptions.sum()),
         wasted=float(computed[~done].sum()) / max(int(computed.sum()), 1),
         busy=float(np.mean(busy_s)) / simulated_s,
         groups={
-            name: Group(
-                int((begun & (recorder.group == number)).sum()),
-                Spread.of(_ttft(recorder, recorder.group == number)),
-            )
-            for number, name in enumerate(recorder.groups)
+            name: _group(recorder, recorder.group == number) for number, name in enumerate(recorder.groups)
         },
         service=dict(zip(recorder.tenants, service.tolist(), strict=True)),
         jain=jain_index(service),
@@ -139,6 +136,19 @@ def jain_index(service: NDArray[np.float64]) -> float:
     """(sum x)² / (n · sum x²) of `service` [n] (Jain, Chiu and Hawe 1984); 1 where there is none."""
     squares = float((service**2).sum())
     return float(service.sum()) ** 2 / (len(service) * squares) if squares else 1.0
+
+
+def _group(recorder: Recorder, members: NDArray[np.bool_]) -> Group:
+    begun, done = recorder.outcome != Outcome.NOT_SENT, recorder.outcome == Outcome.DONE
+    return Group(
+        int((members & begun).sum()),
+        Spread.of(_ttft(recorder, members)),
+        _hit_rate(recorder, members & done),
+    )
+
+
+def _hit_rate(recorder: Recorder, which: NDArray[np.bool_]) -> float:
+    return float(recorder.cached_tokens[which].sum()) / max(int(recorder.prompt_tokens[which].sum()), 1)
 
 
 def _ttft(recorder: Recorder, which: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -155,11 +165,14 @@ def _intervals(recorder: Recorder) -> tuple[NDArray[np.float64], NDArray[np.int6
 
 
 def _service(recorder: Recorder) -> NDArray[np.float64]:
-    """Tokens that each tenant got while all of them had demand, [tenants]; the input counts with the first token."""
+    """Tokens that each tenant got while all of them had requests waiting, [tenants].
+
+    The input counts with the first token. The first tenant to get the last of its first tokens ends the count.
+    """
     numbers = range(len(recorder.tenants))
     owned = [recorder.tenant == number for number in numbers]
     begin = max(float(np.nanmin(recorder.sent_at[own])) for own in owned)
-    end = min(float(np.nanmax(recorder.ended_at[own])) for own in owned)
+    end = min(float(np.nanmax(recorder.first_token_at[own], initial=begin)) for own in owned)
     inside = (recorder.first_token_at >= begin) & (recorder.first_token_at <= end)
     computed = np.where(inside, recorder.prompt_tokens - recorder.cached_tokens, 0)
     service: NDArray[np.float64] = np.zeros(len(numbers))

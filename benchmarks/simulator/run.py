@@ -99,7 +99,7 @@ class Simulation:
             prompt_token_ids=pack_int32(prompt),
             sampling=types_pb2.SamplingParams(temperature=0.0, max_tokens=turn.output_tokens),
             tenant=conversation.tenant,
-            tenant_policy=types_pb2.TenantPolicy(weight=self._trace.weights.get(conversation.tenant, 1.0)),
+            tenant_policy=self._trace.tenant_policies.get(conversation.tenant),
             timeout_s=turn.timeout_s,
         )
         self.recorder.sent(number, len(prompt), self.now)

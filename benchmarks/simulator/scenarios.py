@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from benchmarks.simulator.report import Report
 from benchmarks.simulator.step_time import Gpu, ModelShape, StepWork, step_time_s
-from benchmarks.simulator.traces import Draw, Trace, burst, chat, poisson, shared_system
+from benchmarks.simulator.traces import Draw, Range, Trace, burst, chat, poisson, shared_system
+from quire.v1 import types_pb2
 
 _REFERENCE_ROWS = 64
 _REFERENCE_CONTEXT = 1024
@@ -17,6 +18,8 @@ Traces = Callable[[int, float], list[Trace]]
 """Traces for a seed and for how many times as much as one replica with llama-8b is to take."""
 Compare = Callable[[Mapping[str, Report]], dict[str, float]]
 """Figures over the reports of all traces, by trace name."""
+
+_ROUTINGS = ("cost", "round_robin", "least_loaded", "longest_prefix")
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Scenario:
     replicas: int = 1
     num_blocks: int | None = None
     """KV blocks per replica; None: what fits into the GPU. Fewer stand for a cache that has long been full."""
+    policies: tuple[str, ...] = ("cost",)
+    """Ways to choose a replica that are compared."""
     compare: Compare | None = None
 
 
@@ -70,14 +75,14 @@ def _shared_system(seed: int, load: float) -> list[Trace]:
     return [Trace("shared_system", tuple(conversations))]
 
 
-def _flood(seed: int, load: float) -> list[Trace]:
+def _flood_of(seed: int, load: float, *, rate: float, prompt: Range, output: Range) -> list[Trace]:
     steady = tuple(
         poisson(
             Draw(seed),
-            rate=4 * load,
+            rate=rate * load,
             duration_s=60,
-            prompt=(64, 256),
-            output=(32, 96),
+            prompt=prompt,
+            output=output,
             tenant="victim",
             group="victim",
         )
@@ -93,9 +98,52 @@ def _flood(seed: int, load: float) -> list[Trace]:
     return [Trace("alone", steady), Trace("flooded", (*steady, *flood))]
 
 
+def _flood(seed: int, load: float) -> list[Trace]:
+    return _flood_of(seed, load, rate=10, prompt=(128, 2048), output=(64, 256))
+
+
+def _flood_light(seed: int, load: float) -> list[Trace]:
+    return _flood_of(seed, load, rate=4, prompt=(64, 256), output=(32, 96))
+
+
 def _flood_ratio(reports: Mapping[str, Report]) -> dict[str, float]:
     alone, flooded = (reports[name].groups["victim"].ttft_s for name in ("alone", "flooded"))
-    return {"victim's p99 TTFT, flooded / alone": flooded.p99 / alone.p99}
+    return {
+        "victim's p99 TTFT, flooded / alone": flooded.p99 / alone.p99,
+        "victim's mean TTFT, flooded / alone": flooded.mean / alone.mean,
+    }
+
+
+def _floor(seed: int, load: float) -> list[Trace]:
+    steady = tuple(
+        shared_system(
+            Draw(seed),
+            rate=2 * load,
+            duration_s=60,
+            num_systems=8,
+            system=(2000, 4000),
+            user=(16, 128),
+            output=(32, 128),
+            tenant="victim",
+            group="victim",
+        )
+    )
+    flood = poisson(
+        Draw(seed + 1),
+        rate=6 * load,
+        duration_s=60,
+        prompt=(4000, 8000),
+        output=(64, 256),
+        tenant="flood",
+        group="flood",
+    )
+    everybody = (*steady, *flood)
+    floor = types_pb2.TenantPolicy(kv_floor=0.2)
+    return [
+        Trace("alone", steady),
+        Trace("no floor", everybody),
+        Trace("floor of 20 %", everybody, {"victim": floor}),
+    ]
 
 
 def _tenants(seed: int, load: float) -> list[Trace]:
@@ -117,7 +165,9 @@ def _tenants(seed: int, load: float) -> list[Trace]:
             tenant=tenant,
         )
     ]
-    return [Trace("tenants", tuple(asked), weights={"double weight": 2.0})]
+    return [
+        Trace("tenants", tuple(asked), tenant_policies={"double weight": types_pb2.TenantPolicy(weight=2.0)})
+    ]
 
 
 def _long_prompts(seed: int, load: float) -> list[Trace]:
@@ -149,14 +199,32 @@ def _deadlines(seed: int, load: float) -> list[Trace]:
 
 SCENARIOS = {
     "poisson": Scenario("independent requests of mixed lengths", _poisson),
-    "chat": Scenario("multi-turn chat, each turn with all before it", _chat, replicas=4, num_blocks=12_000),
+    "chat": Scenario(
+        "multi-turn chat, each turn with all before it",
+        _chat,
+        replicas=4,
+        num_blocks=12_000,
+        policies=_ROUTINGS,
+    ),
     "shared_system": Scenario(
-        "short questions under 32 long system prompts", _shared_system, replicas=4, num_blocks=6_000
+        "short questions under 32 long system prompts",
+        _shared_system,
+        replicas=4,
+        num_blocks=6_000,
+        policies=_ROUTINGS,
     ),
     "flood": Scenario(
-        "steady short requests while another tenant sends 256 long prompts at once",
-        _flood,
+        "a busy tenant while another sends 256 long prompts at once", _flood, compare=_flood_ratio
+    ),
+    "flood_light": Scenario(
+        "a tenant with few short requests while another sends 256 long prompts at once",
+        _flood_light,
         compare=_flood_ratio,
+    ),
+    "floor": Scenario(
+        "a tenant's cached system prompts while another's long prompts pass through",
+        _floor,
+        num_blocks=12_000,
     ),
     "tenants": Scenario("four tenants with more work than there is time for", _tenants),
     "long_prompts": Scenario(

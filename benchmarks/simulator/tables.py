@@ -17,7 +17,7 @@ def main_table(reports: Sequence[Report]) -> str:
 def groups_table(reports: Sequence[Report]) -> str:
     """One line per group of requests and simulation, and the tenants' shares where there are several."""
     lines = _table(
-        ("trace", "policy", "group", "requests", "TTFT mean", "p50", "p99"),
+        ("trace", "policy", "group", "requests", "TTFT mean", "p50", "p99", "hits"),
         (
             (
                 report.trace,
@@ -27,6 +27,7 @@ def groups_table(reports: Sequence[Report]) -> str:
                 _ms(group.ttft_s.mean),
                 _ms(group.ttft_s.p50),
                 _ms(group.ttft_s.p99),
+                f"{group.hit_rate:.1%}",
             )
             for report in reports
             if len(report.groups) > 1

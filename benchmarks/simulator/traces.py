@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from quire.v1 import types_pb2
+
 Tokens = NDArray[np.int32]
 Range = tuple[int, int]
 """Least and most, both included; drawn uniformly."""
@@ -45,8 +47,8 @@ class Trace:
 
     name: str
     conversations: tuple[Conversation, ...]
-    weights: Mapping[str, float] = field(default_factory=dict)
-    """Share of each tenant relative to the others; 1 where it is left out."""
+    tenant_policies: Mapping[str, types_pb2.TenantPolicy] = field(default_factory=dict)
+    """What tenants are entitled to, those left out to the same as anybody."""
 
 
 class Draw:
@@ -123,7 +125,16 @@ def chat(
 
 
 def shared_system(
-    draw: Draw, *, rate: float, duration_s: float, num_systems: int, system: Range, user: Range, output: Range
+    draw: Draw,
+    *,
+    rate: float,
+    duration_s: float,
+    num_systems: int,
+    system: Range,
+    user: Range,
+    output: Range,
+    tenant: str = "default",
+    group: str = "all",
 ) -> Iterator[Conversation]:
     """Single requests under a few long system prompts, some of which are far more popular than others (1/rank)."""
     systems = [draw.tokens(system) for _ in range(num_systems)]
@@ -131,9 +142,8 @@ def shared_system(
     bounds = np.cumsum(shares / shares.sum())
     for arrival_s in draw.arrivals(rate, duration_s):
         chosen = systems[min(int(np.searchsorted(bounds, draw.uniform(0.0, 1.0))), num_systems - 1)]
-        yield Conversation(
-            arrival_s, (Turn(np.concatenate([chosen, draw.tokens(user)]), draw.length(output)),)
-        )
+        turn = Turn(np.concatenate([chosen, draw.tokens(user)]), draw.length(output))
+        yield Conversation(arrival_s, (turn,), tenant, group)
 
 
 def burst(

@@ -8,7 +8,7 @@ from benchmarks.simulator.node import Node
 from benchmarks.simulator.recorder import Outcome, Recorder
 from benchmarks.simulator.report import Spread, jain_index, summarise
 from benchmarks.simulator.run import Simulation
-from benchmarks.simulator.scenarios import SCENARIOS, Scenario
+from benchmarks.simulator.scenarios import SCENARIOS
 from benchmarks.simulator.step_time import H200, SHAPES, StepWork, step_time_s
 from benchmarks.simulator.traces import Conversation, Draw, Trace, Turn, burst, chat, poisson
 from benchmarks.simulator.worker_model import LINK_S, SimulatedWorker, describe
@@ -18,7 +18,6 @@ from scheduler_svc.core.limits import Limits
 from scheduler_svc.core.scheduler import Scheduler
 
 SHAPE = SHAPES["llama-8b"]
-SMALL = Scenario("small pools", lambda seed, load: [], num_blocks=200)
 
 
 def small_chat(seed: int = 0) -> Trace:
@@ -38,7 +37,7 @@ def small_chat(seed: int = 0) -> Trace:
 
 def run(trace: Trace, replicas: int = 2) -> Recorder:
     """Play a trace against replicas whose pools are too small for it, so that blocks are evicted and preempted."""
-    return Simulation(trace, [make_node(SMALL, SHAPE, replicas)]).run()
+    return Simulation(trace, [make_node(SHAPE, replicas, num_blocks=200)]).run()
 
 
 def worker(max_rows: int = 4) -> SimulatedWorker:
@@ -192,8 +191,28 @@ class TestReport:
         assert 0.0 < report.hit_rate < 1.0
         assert report.ttft_s.p50 <= report.ttft_s.p99
         assert report.jain == 1.0
-        computed = recorder.prompt_tokens.sum() - recorder.cached_tokens.sum()
-        assert report.service["default"] == computed + 2 * recorder.output_tokens.sum()
+
+    def test_service_is_counted_while_every_tenant_waits(self) -> None:
+        asked = [
+            Conversation(0.0, (Turn(np.arange(50, dtype=np.int32), 10),), tenant)
+            for tenant in "ab"
+            for _ in range(3)
+        ]
+        recorder = Simulation(
+            Trace("two", tuple(asked)), [Node(Scheduler(Limits()), {"w": worker(max_rows=2)})]
+        ).run()
+        report = summarise(recorder, trace="two", policy="cost", weights={"b": 2.0}, busy_s=[1.0], wall_s=0.0)
+        until = min(recorder.first_token_at[:3].max(), recorder.first_token_at[3:].max())
+        started = recorder.first_token_at <= until
+        output = [
+            sum(int(d.counts[d.requests // 3 == tenant].sum()) for d in recorder.deliveries if d.at <= until)
+            for tenant in (0, 1)
+        ]
+        computed = [
+            int((recorder.prompt_tokens - recorder.cached_tokens)[own][started[own]].sum())
+            for own in (slice(3), slice(3, 6))
+        ]
+        assert report.service == {"a": computed[0] + 2 * output[0], "b": (computed[1] + 2 * output[1]) / 2}
 
     def test_percentiles_count_each_value_as_often_as_its_weight(self) -> None:
         spread = Spread.of(np.asarray([3.0, 1.0, 2.0]), np.asarray([1, 97, 2]))
