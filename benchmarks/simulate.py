@@ -13,6 +13,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from benchmarks.simulator.fleet import Fleet
 from benchmarks.simulator.node import Node
 from benchmarks.simulator.policies import POLICIES
 from benchmarks.simulator.report import Report, summarise
@@ -26,28 +27,36 @@ from scheduler_svc.core.limits import Limits
 from scheduler_svc.core.routing import Route, cheapest
 from scheduler_svc.core.scheduler import Scheduler
 
+REPLICAS_PER_SCHEDULER = 10
 
-def make_node(shape: ModelShape, replicas: int, num_blocks: int | None, route: Route = cheapest) -> Node:
+
+def make_node(
+    shape: ModelShape, replicas: int, num_blocks: int | None, route: Route = cheapest, name: str = "worker"
+) -> Node:
     """A scheduler with the limits that the service has by default, and its workers."""
     workers = {}
     for number in range(replicas):
-        name = f"worker-{number}"
-        description = describe(name, number + 1, shape, H200, num_blocks=num_blocks)
-        workers[name] = SimulatedWorker(description, shape, H200)
+        description = describe(f"{name}-{number}", number + 1, shape, H200, num_blocks=num_blocks)
+        workers[description.worker_id] = SimulatedWorker(description, shape, H200)
     return Node(Scheduler(Limits(), route), workers)
 
 
 def simulate(trace: Trace, shape: ModelShape, replicas: int, num_blocks: int | None, policy: str) -> Report:
-    """Run one trace with one way to choose a replica."""
+    """Run one trace with one way to choose a replica: within a scheduler, and between schedulers."""
     started = time.perf_counter()
-    node = make_node(shape, replicas, num_blocks, POLICIES[policy])
-    recorder = Simulation(trace, [node]).run()
+    route = POLICIES[policy]
+    nodes = [
+        make_node(shape, min(replicas - first, REPLICAS_PER_SCHEDULER), num_blocks, route, f"worker-{first}")
+        for first in range(0, replicas, REPLICAS_PER_SCHEDULER)
+    ]
+    fleet = Fleet(nodes, route) if len(nodes) > 1 else None
+    recorder = Simulation(trace, nodes, fleet).run()
     return summarise(
         recorder,
         trace=trace.name,
         policy=policy,
         weights={name: each.weight or 1.0 for name, each in trace.tenant_policies.items()},
-        busy_s=[worker.busy_s for worker in node.workers.values()],
+        busy_s=[worker.busy_s for node in nodes for worker in node.workers.values()],
         wall_s=time.perf_counter() - started,
     )
 
@@ -77,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="simulate the scheduler")
     parser.add_argument("scenario", choices=["all", *SCENARIOS])
     parser.add_argument("--shape", choices=sorted(SHAPES), default="llama-8b", help="model that is served")
-    parser.add_argument("--replicas", type=int, help="workers; the load grows with them")
+    parser.add_argument("--replicas", type=int, help="workers, ten to a scheduler; the load grows with them")
     parser.add_argument("--policy", choices=list(POLICIES), help="how a replica is chosen")
     parser.add_argument("--seed", type=int, default=0, help="of the trace")
     parser.add_argument("--out", type=Path, help="file to write the figures to, JSON")

@@ -8,6 +8,7 @@ from math import inf
 
 import numpy as np
 
+from benchmarks.simulator.fleet import Fleet
 from benchmarks.simulator.node import Answer, Node
 from benchmarks.simulator.recorder import Outcome, Recorder
 from benchmarks.simulator.traces import Tokens, Trace
@@ -44,10 +45,11 @@ _Event = _Arrival | _Wake | _Result
 
 
 class Simulation:
-    """Runs a trace against one node or more to its end."""
+    """Runs a trace to its end, against one node, or several and the `fleet` that chooses between them."""
 
-    def __init__(self, trace: Trace, nodes: Sequence[Node]) -> None:
+    def __init__(self, trace: Trace, nodes: Sequence[Node], fleet: Fleet | None = None) -> None:
         self.nodes = nodes
+        self._fleet = fleet
         self.now = 0.0
         self.recorder = Recorder(trace)
         self._trace = trace
@@ -103,7 +105,7 @@ class Simulation:
             timeout_s=turn.timeout_s,
         )
         self.recorder.sent(number, len(prompt), self.now)
-        node = 0
+        node = 0 if self._fleet is None else self._fleet.choose(number, request, self.now)
         try:
             self.nodes[node].submit(number, request, self.now)
         except Overloaded as error:

@@ -197,6 +197,19 @@ def _deadlines(seed: int, load: float) -> list[Trace]:
     return [Trace("deadlines", tuple(asked))]
 
 
+def _fleet(seed: int, load: float) -> list[Trace]:
+    conversations = shared_system(
+        Draw(seed),
+        rate=3 * load,
+        duration_s=8,
+        num_systems=max(1, round(2 * load)),
+        system=(2000, 4000),
+        user=(16, 128),
+        output=(8, 24),
+    )
+    return [Trace("fleet", tuple(conversations))]
+
+
 SCENARIOS = {
     "poisson": Scenario("independent requests of mixed lengths", _poisson),
     "chat": Scenario(
@@ -231,4 +244,11 @@ SCENARIOS = {
         "long prompts among short ones of the same tenant", _long_prompts, compare=_long_prompts_ratio
     ),
     "deadlines": Scenario("twice the load that can be served, with deadlines", _deadlines),
+    "fleet": Scenario(
+        "many schedulers of ten replicas each, short questions under two long system prompts per replica",
+        _fleet,
+        replicas=100,
+        num_blocks=2_000,
+        policies=("cost", "round_robin", "least_loaded"),
+    ),
 }
