@@ -25,9 +25,10 @@ def rope_kv_write(
     """Rotate q and k at their positions, write k and v to the cache, return the rotated q.
 
     q [n, heads, d], k and v [n, kv_heads, d]; cos_sin [max_positions, d] in float32: d/2 cosines, then d/2
-    sines; positions and slots [n] int64, slot = block * block_size + offset; k_cache and v_cache
-    [num_blocks, kv_heads, block_size, d], written in place. q_weight and k_weight [d]: RMS-normalise each head
-    first (Qwen3). Returns [n, heads, d] in q's dtype.
+    sines; positions and slots [n] int64, slot = block * block_size + offset, or below 0 for a token that only
+    fills the batch, whose k and v go nowhere; k_cache and v_cache [num_blocks, kv_heads, block_size, d], written
+    in place. q_weight and k_weight [d]: RMS-normalise each head first (Qwen3). q, k and v may be views of one
+    tensor. Returns [n, heads, d] in q's dtype, contiguous.
     """
     result: torch.Tensor = implementation("rope_kv_write", q).rope_kv_write(
         q, k, v, cos_sin, positions, slots, k_cache, v_cache, q_weight, k_weight, eps

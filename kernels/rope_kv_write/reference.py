@@ -24,9 +24,10 @@ def rope_kv_write(
     cos, sin = cos_sin[positions].to(q.dtype)[:, None, :].chunk(2, dim=-1)
     q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
     block_size = k_cache.shape[2]
-    blocks, offsets = slots // block_size, slots % block_size
-    k_cache[blocks, :, offsets] = k.to(k_cache.dtype)
-    v_cache[blocks, :, offsets] = v.to(v_cache.dtype)
+    written = slots >= 0
+    blocks, offsets = slots[written] // block_size, slots[written] % block_size
+    k_cache[blocks, :, offsets] = k[written].to(k_cache.dtype)
+    v_cache[blocks, :, offsets] = v[written].to(v_cache.dtype)
     return q
 
 
