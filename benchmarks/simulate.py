@@ -11,6 +11,7 @@ import argparse
 import json
 import time
 from dataclasses import asdict
+from math import isnan
 from pathlib import Path
 
 from benchmarks.simulator.fleet import Fleet
@@ -101,7 +102,17 @@ def main() -> None:
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         setup = {"shape": shape.name, "gpu": asdict(H200), "seed": arguments.seed}
-        arguments.out.write_text(json.dumps({**setup, "scenarios": figures}, indent=2) + "\n")
+        text = json.dumps(_without_nan({**setup, "scenarios": figures}), indent=2, allow_nan=False)
+        arguments.out.write_text(text + "\n")
+
+
+def _without_nan(value: object) -> object:
+    """The same with null for figures that were not measured: JSON knows no NaN."""
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and isnan(value) else value
 
 
 if __name__ == "__main__":
