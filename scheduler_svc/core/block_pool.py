@@ -85,6 +85,10 @@ class BlockPool:
         """Free blocks that the owner's floor keeps for it."""
         return max(0, self._floors.get(owner, 0) - self.held.get(owner, 0)) if self._floors else 0
 
+    def is_above_floor(self, owner: int) -> bool:
+        """Whether the owner holds more than its floor."""
+        return self.held.get(owner, 0) > self._floors.get(owner, 0)
+
     def available(self, owner: int) -> int:
         """Blocks that this owner could take now."""
         return self.spare + self.reserved(owner)

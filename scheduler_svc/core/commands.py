@@ -88,8 +88,7 @@ def _contenders(replica: Replica, live: Rows, short: NDArray[np.int64]) -> list[
     for index, needed in rows.by_tenant(live, short):
         if pool.held.get(index, 0) + needed > replica.ceiling(index):
             return [s for s in running if s.request.tenant.index == index]
-    above = [s for s in running if pool.reserved(s.request.tenant.index) == 0]
-    return above or running
+    return replica.above_floor() or running
 
 
 def _decode_steps(replica: Replica, live: Rows, *, prompts_wait: bool) -> int:

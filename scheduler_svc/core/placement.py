@@ -1,6 +1,6 @@
 """Who gets a row next, and where."""
 
-from scheduler_svc.core.preemption import victim_for
+from scheduler_svc.core.preemption import victim_for, victim_of_shortage
 from scheduler_svc.core.queue import WaitingQueue
 from scheduler_svc.core.replica import Prefix, Replica
 from scheduler_svc.core.routing import Offer, Route
@@ -103,6 +103,10 @@ def _make_room(replica: Replica, newcomer: Sequence, prefix: Prefix, obstacle: Q
     def holding(tenant: Tenant) -> float:
         return held.get(tenant.index, 0)
 
-    victim = victim_for(newcomer, replica.running(), holding, gain)
+    if obstacle is QueueCause.BLOCKS and gain <= replica.pool.reserved(newcomer.request.tenant.index):
+        # Its floor was set while others held the blocks.
+        victim = victim_of_shortage(replica.above_floor())
+    else:
+        victim = victim_for(newcomer, replica.running(), holding, gain)
     if victim is not None:
         replica.preempt(victim)

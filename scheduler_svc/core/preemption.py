@@ -29,8 +29,9 @@ def victim_for(
     """The one to preempt so that `newcomer` gets its place; None if everybody has a better claim than it.
 
     `holding` says how much of what is short (rows or blocks) a tenant holds, `gain` how much of it the newcomer
-    needs. A tenant gives way only if it still holds no less than the newcomer's tenant then will, by weight:
-    so the two cannot take turns in preempting each other.
+    needs. A tenant gives way only if it still holds no less than the newcomer's tenant then will, by weight, and
+    if it has been served more, as in a shortage. So whoever lost its place must be served less than the other
+    before it can take it back, and two cannot take turns without getting on: recomputing is no service.
     """
     request = newcomer.request
     tenant = request.tenant
@@ -40,7 +41,7 @@ def victim_for(
         other = sequence.request
         if other.priority != request.priority:
             return other.priority > request.priority
-        if other.tenant is tenant:
+        if other.tenant.service <= tenant.service:
             return False
         return (holding(other.tenant) - gain) / other.tenant.weight >= will_hold
 

@@ -19,8 +19,6 @@ from scheduler_svc.core.sequence import LeaveReason, QueueCause, Sequence, Seque
 from scheduler_svc.core.speed import Speed
 from scheduler_svc.core.tenants import Tenant
 
-_MAX_FLOORS = 0.9
-
 
 @dataclass(slots=True)
 class InFlight:
@@ -147,6 +145,11 @@ class Replica:
         """Sequences that hold a row and keep it."""
         return (s for s in self.rows.sequences if s is not None and s.state is SequenceState.RUNNING)
 
+    def above_floor(self) -> list[Sequence]:
+        """Those of `running` whose tenants hold more blocks than are kept for them."""
+        pool = self.pool
+        return [s for s in self.running() if pool.is_above_floor(s.request.tenant.index)]
+
     def num_running(self) -> int:
         """How many sequences `running` gives."""
         return sum(1 for _ in self.running())
@@ -165,12 +168,13 @@ class Replica:
     # -- what fits
 
     def set_policy(self, tenant: Tenant) -> None:
-        """Give the tenant its floor and ceiling here. Floors together are at most _MAX_FLOORS of the pool."""
+        """Give the tenant its floor and ceiling here, as far as they leave room for any one sequence of full length."""
         pool, index = self.pool, tenant.index
-        most = int(_MAX_FLOORS * pool.num_blocks) - pool.floors_of_others(index)
+        longest = min(pool.num_blocks, self.blocks_for(self.description.model.max_model_len - 1))
+        most = pool.num_blocks - longest - pool.floors_of_others(index)
         pool.set_floor(index, max(0, min(int(tenant.kv_floor * pool.num_blocks), most)))
         if tenant.kv_ceiling < 1.0:
-            self.ceilings[index] = max(1, int(tenant.kv_ceiling * pool.num_blocks))
+            self.ceilings[index] = max(longest, int(tenant.kv_ceiling * pool.num_blocks))
         else:
             self.ceilings.pop(index, None)
 
@@ -180,9 +184,7 @@ class Replica:
 
     def fits(self, sequence: Sequence) -> bool:
         """Whether the replica, without other work, could run the sequence to its limit."""
-        index = sequence.request.tenant.index
-        most = min(self.ceiling(index), self.pool.num_blocks - self.pool.floors_of_others(index))
-        return self.blocks_for(sequence.max_total_tokens - 1) <= most
+        return self.blocks_for(sequence.max_total_tokens - 1) <= self.pool.num_blocks
 
     def find_prefix(self, sequence: Sequence) -> Prefix:
         """The sequence's longest known prefix; its last token is always left to compute."""
@@ -215,11 +217,11 @@ class Replica:
         needed, taken = self.num_blocks_needed(sequence, prefix), self.num_rows_taken
         if self.pool.held.get(index, 0) + needed > self.ceiling(index):
             return QueueCause.TENANT
-        # A block for each row that runs keeps a newcomer from being preempted as soon as it has come.
+        # A block for each row that runs keeps a newcomer from being preempted as soon as it has come; what a floor
+        # keeps is the newcomer's whatever runs.
         available = self.pool.available(index)
-        if needed + taken <= available or (taken == 0 and needed <= available):
-            return None
-        return QueueCause.BLOCKS
+        margin = 0 if needed <= self.pool.reserved(index) else taken
+        return None if needed + margin <= available else QueueCause.BLOCKS
 
     def num_blocks_needed(self, sequence: Sequence, prefix: Prefix) -> int:
         """Free blocks that the sequence would take for its tokens so far."""
@@ -296,6 +298,9 @@ class Replica:
                 end = max(end, len(sequence.token_ids) - 1)
             count, done = end // self.block_size, int(rows.num_committed[sequence.row])
             if count > done:
+                assert count <= len(sequence.block_ids), (
+                    "blocks were released before their removal has retired"
+                )
                 hashes = sequence.hash_blocks(count, self.block_size)
                 for block in range(done, count):
                     self.pool.commit(sequence.block_ids[block], hashes[block])

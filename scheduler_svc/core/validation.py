@@ -114,8 +114,8 @@ def _max_total_tokens(
     limit = abilities.max_total_tokens
     if num_prompt_tokens >= limit:
         raise InvalidRequest(
-            f"the prompt has {num_prompt_tokens} tokens; this model takes at most {limit} tokens of prompt "
-            "and output together",
+            f"the prompt has {num_prompt_tokens} tokens; at most {limit} tokens of prompt and output together "
+            "are taken",
             param="prompt",
         )
     sampling = request.sampling

@@ -35,6 +35,7 @@ class Arrival:
     stop_token_ids: list[int]
     priority: int
     tenant: str
+    public_prefix_tokens: int
     timeout_s: float | None
     resumed: int
 
@@ -46,7 +47,8 @@ arrivals = st.builds(
     max_tokens=st.integers(1, 25),
     stop_token_ids=st.lists(st.integers(0, 49), max_size=2, unique=True),
     priority=st.integers(-1, 1),
-    tenant=st.sampled_from(["a", "b"]),
+    tenant=st.sampled_from(["a", "b", "floor", "ceiling", "heavy"]),
+    public_prefix_tokens=st.sampled_from([0, 0, 10]),
     timeout_s=st.sampled_from([None, None, 0.5, 5.0]),
     resumed=st.sampled_from([0, 0, 0, 4]),
 )

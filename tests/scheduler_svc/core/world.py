@@ -11,9 +11,17 @@ from quire.errors import QuireError
 from quire.packing import pack_int32, unpack_int32, unpack_uint32
 from quire.v1 import scheduler_pb2, types_pb2, worker_pb2
 from scheduler_svc.core.limits import Limits
+from scheduler_svc.core.replica import Replica
 from scheduler_svc.core.scheduler import Scheduler
+from scheduler_svc.core.sequence import QueueCause, Sequence
 from tests.scheduler_svc.core.ownership import Ownership
 
+# What tenants are entitled to, where they are entitled to anything.
+POLICIES = {
+    "floor": types_pb2.TenantPolicy(kv_floor=0.3),
+    "ceiling": types_pb2.TenantPolicy(kv_ceiling=0.8, weight=0.5),
+    "heavy": types_pb2.TenantPolicy(weight=4.0),
+}
 VOCAB = 50
 BLOCK_SIZE = 4
 MAX_MODEL_LEN = 60
@@ -162,6 +170,7 @@ class World:
             request_id=str(key),
             prompt_token_ids=pack_int32(prompt),
             n=n,
+            tenant_policy=POLICIES.get(str(fields.get("tenant"))),
             sampling=types_pb2.SamplingParams(
                 temperature=0, max_tokens=max_tokens, stop_token_ids=pack_int32(stops)
             ),
@@ -274,6 +283,21 @@ class World:
     def check(self) -> None:
         """The invariants that hold after every event."""
         self.scheduler.check_integrity()
+        entitled = [s for s in self.scheduler.queue.in_order() if s.request.tenant.kv_floor]
+        for sequence in entitled:
+            for replica in self.scheduler.replicas.values():
+                self._check_entitlement(replica, sequence)
+
+    @staticmethod
+    def _check_entitlement(replica: Replica, sequence: Sequence) -> None:
+        """Nobody waits for blocks that its tenant's floor keeps for it."""
+        prefix = replica.find_prefix(sequence)
+        needed = replica.num_blocks_needed(sequence, prefix)
+        if not replica.connected or needed > replica.pool.reserved(sequence.request.tenant.index):
+            return
+        is_short = replica.obstacle(sequence, prefix) is QueueCause.BLOCKS
+        # Unless others had the blocks before the floor was set; they are being taken back then.
+        assert not is_short or replica.pool.spare < 0, "a tenant below its floor while it has demand"
 
 
 def address(key: int) -> tuple[int, int]:
