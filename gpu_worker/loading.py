@@ -25,6 +25,7 @@ class LoadedWorker:
 
     description: worker_pb2.WorkerDescription
     runner: ModelRunner
+    cache: KvCache
 
 
 def load(settings: WorkerSettings, worker_epoch: int, on_progress: Callable[[float], None]) -> LoadedWorker:
@@ -76,7 +77,7 @@ def load(settings: WorkerSettings, worker_epoch: int, on_progress: Callable[[flo
         world_size=1,
     )
     decoder = Decoder(config, parameters, max_model_len)
-    return LoadedWorker(description, ModelRunner(decoder, cache, limits=description, device=device))
+    return LoadedWorker(description, ModelRunner(decoder, cache, limits=description, device=device), cache)
 
 
 def _has_generation_config(directory: os.PathLike[str]) -> bool:

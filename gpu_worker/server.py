@@ -7,13 +7,18 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+import numpy as np
 import structlog
 
 from gpu_worker import metrics
+from gpu_worker.block_tags import BlockTags
 from gpu_worker.loading import LoadedWorker, load
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.step_loop import CommandStream, StepCounts, StepLoop, Superseded
 from quire.errors import InvalidRequest, NotReady, QuireError
+from quire.packing import pack_uint64, unpack_int32
+from quire.redis_client import open_redis
+from quire.registry import Registration, reachable_address
 from quire.rpc.server import RpcServer
 from quire.service import Shutdown
 from quire.v1 import types_pb2, worker_pb2, worker_pb2_grpc
@@ -38,6 +43,9 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         self._loading: asyncio.Task[None] | None = None
         self._loaded: LoadedWorker | None = None
         self._step_loop: StepLoop | None = None
+        self._tags: BlockTags | None = None
+        self._redis = open_redis(settings.redis_url) if settings.redis_url else None
+        self._registration: asyncio.Task[None] | None = None
         self._lease_epoch = 0
         self._draining = False
 
@@ -49,14 +57,21 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         self._loading = asyncio.create_task(self._load(), name="load")
 
     async def drain(self) -> None:
-        """Say so. The scheduler adds the sequences that run here elsewhere, with their tokens so far."""
+        """Say so, and wait until the scheduler has moved the sequences that run here."""
         self._draining = True
         await self.rpc.set_serving(False)
+        if self._step_loop is not None:
+            await self._step_loop.idle.wait()
 
     async def stop(self) -> None:
         """Close the stream and the thread."""
         if self._loading is not None:
             self._loading.cancel()
+        if self._registration is not None:
+            self._registration.cancel()
+        if self._redis is not None:
+            await self._register().withdraw()
+            await self._redis.aclose()
         await self.rpc.stop(0)
         if self._step_loop is not None:
             await asyncio.to_thread(self._step_loop.close)
@@ -75,6 +90,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         self._loaded = loaded
         self._progress = 1.0
         self._step_loop = StepLoop(loaded.runner)
+        self._tags = BlockTags(loaded.description.num_blocks, loaded.description.block_size)
         metrics.load_seconds.set(time.monotonic() - started)
         metrics.kv_cache_bytes.set(loaded.description.kv_cache_bytes)
         metrics.weights_bytes.set(loaded.description.weights_bytes)
@@ -87,6 +103,19 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             seconds=round(time.monotonic() - started, 2),
         )
         await self.rpc.set_serving(True)
+        if self._redis is not None:
+            self._registration = asyncio.create_task(self._register().run(), name="registration")
+
+    def _register(self) -> Registration:
+        """This worker's entry in the registry, where schedulers find it."""
+        assert self._redis is not None
+        address = self._settings.advertise or reachable_address(self.rpc.address)
+
+        def describe() -> dict[str, str | int]:
+            state = "draining" if self._draining else "ready"
+            return {"address": address, "epoch": self._epoch, "state": state}
+
+        return Registration(self._redis, "worker", self._settings.worker_id, describe)
 
     def _on_progress(self, share: float) -> None:
         self._progress = min(share, 0.99)
@@ -98,6 +127,33 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
     ) -> worker_pb2.WorkerDescription:
         """What this worker is; NotReady while it loads."""
         return self._ready().description
+
+    async def DescribeBlocks(  # noqa: N802
+        self, request: worker_pb2.DescribeBlocksRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> worker_pb2.DescribeBlocksResponse:
+        """What blocks hold, as of the commands received so far."""
+        loaded = self._ready()
+        assert self._tags is not None
+        assert self._step_loop is not None
+        num_blocks = loaded.description.num_blocks
+        try:
+            block_ids = unpack_int32(request.block_ids)
+        except ValueError:
+            raise InvalidRequest("block_ids are not packed int32", param="block_ids") from None
+        if len(block_ids) == 0:
+            block_ids = np.arange(num_blocks, dtype=np.int32)
+        if int(block_ids.min()) < 0 or int(block_ids.max()) >= num_blocks:
+            raise InvalidRequest(f"block ids are 0 to {num_blocks - 1}", param="block_ids")
+        checksums = b""
+        if request.with_checksums:
+            values = await self._step_loop.call(lambda: loaded.cache.checksums(block_ids))
+            checksums = values.tobytes()
+        return worker_pb2.DescribeBlocksResponse(
+            worker_epoch=self._epoch,
+            lease_epochs=pack_uint64(self._tags.lease_epochs[block_ids]),
+            step_ids=pack_uint64(self._tags.step_ids[block_ids]),
+            checksums=checksums,
+        )
 
     async def GetStatus(  # noqa: N802
         self, request: types_pb2.GetStatusRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -146,6 +202,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         reader = asyncio.create_task(self._read(request_iterator, stream, lease_epoch), name="commands")
         try:
             async for result in step_loop.results(stream):
+                result.draining = self._draining
                 yield result
         finally:
             reader.cancel()
@@ -165,6 +222,8 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                 stream.results.put_nowait(problem)
                 return
             expected += 1
+            if self._tags is not None:
+                self._tags.note(command)
             await self._step_loop.submit(stream, command)
         self._step_loop.complete(stream)
 

@@ -1,8 +1,9 @@
 """What a worker can be told."""
 
+import socket
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from gpu_worker.memory import parse_bytes
 from quire.settings import ServiceSettings
@@ -12,7 +13,16 @@ class WorkerSettings(ServiceSettings):
     """Settings of `python -m gpu_worker`."""
 
     listen: str = Field("127.0.0.1:8003", description="address to serve on: host:port, or unix:/path")
-    worker_id: str = Field("worker-0", description="name of this worker, the same after a restart")
+    worker_id: str = Field(
+        "",
+        description="name of this worker, the same after a restart; empty: its host and address",
+        validate_default=True,
+    )
+    redis_url: str = Field("", description="redis://host:port/db where workers register; empty: nowhere")
+    advertise: str = Field(
+        "",
+        description="address under which schedulers reach this worker; empty: `listen`, or this host's own",
+    )
     model: str = Field(description="checkpoint directory or hub id")
     served_model_name: str = Field(
         "", description="name that clients ask for; empty: the last part of `model`"
@@ -36,6 +46,11 @@ class WorkerSettings(ServiceSettings):
         "at most a quarter of the memory that is free",
     )
     threads: int = Field(0, ge=0, description="CPU threads for the model; 0: one per core")
+
+    @field_validator("worker_id")
+    @classmethod
+    def _is_named(cls, value: str, info: ValidationInfo) -> str:
+        return value or f"{socket.gethostname()}/{info.data.get('listen', '')}"
 
     @field_validator("kv_cache_memory")
     @classmethod

@@ -3,8 +3,9 @@
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from typing import TypeVar, cast
 
 import grpc
 import structlog
@@ -16,6 +17,8 @@ from quire.errors import Internal, QuireError
 from quire.v1 import worker_pb2
 
 log = structlog.get_logger()
+
+Result = TypeVar("Result")
 
 # Far more than any pipeline is deep: a peer that sends more without reading waits.
 _MAX_IN_FLIGHT = 64
@@ -56,13 +59,16 @@ class StepLoop:
     def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
         self._spans = RowSpans()
-        self._inbox: queue.SimpleQueue[tuple[CommandStream, worker_pb2.StepCommand | None] | None] = (
-            queue.SimpleQueue()
-        )
+        self._inbox: queue.SimpleQueue[
+            tuple[CommandStream, worker_pb2.StepCommand | None] | Callable[[], None] | None
+        ] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._work, name="step loop", daemon=True)
         self.stream: CommandStream | None = None
         self.counts = StepCounts()
+        self.idle = asyncio.Event()
+        """Set while no row is in use."""
+        self.idle.set()
         self._thread.start()
 
     def begin(self) -> CommandStream:
@@ -98,6 +104,27 @@ class StepLoop:
         """Distinct blocks that rows in use name."""
         return self._runner.rows.num_blocks_used
 
+    async def call(self, function: Callable[[], Result]) -> Result:
+        """Run `function` in the thread, between two commands."""
+        future: asyncio.Future[Result] = self._loop.create_future()
+
+        def settle(value: Result | None, error: BaseException | None) -> None:
+            if future.cancelled():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(cast("Result", value))
+
+        def work() -> None:
+            try:
+                self._loop.call_soon_threadsafe(settle, function(), None)
+            except Exception as error:  # the caller's, not this thread's
+                self._loop.call_soon_threadsafe(settle, None, error)
+
+        self._inbox.put(work)
+        return await future
+
     @staticmethod
     async def results(stream: CommandStream) -> AsyncIterator[worker_pb2.StepResult]:
         """Results in the order of the commands. Raises the QuireError that a bad command ended the stream with."""
@@ -119,6 +146,9 @@ class StepLoop:
 
     def _work(self) -> None:
         while (item := self._inbox.get()) is not None:
+            if not isinstance(item, tuple):
+                item()
+                continue
             stream, command = item
             if command is None:
                 self._runner.clear()
@@ -161,6 +191,10 @@ class StepLoop:
         self, stream: CommandStream, answer: worker_pb2.StepResult | QuireError | None, counts: StepCounts
     ) -> None:
         self.counts = counts
+        if counts.rows_used:
+            self.idle.clear()
+        else:
+            self.idle.set()
         if answer is not None:
             stream.in_flight -= 1
             stream.results.put_nowait(answer)

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 _INT32 = np.dtype("<i4")
 _UINT32 = np.dtype("<u4")
+_UINT64 = np.dtype("<u8")
 _UINT8 = np.dtype("u1")
 _FLOAT32 = np.dtype("<f4")
 
@@ -19,6 +20,11 @@ def pack_int32(values: Sequence[int] | NDArray[np.integer]) -> bytes:
 def pack_uint32(values: Sequence[int] | NDArray[np.integer]) -> bytes:
     """Pack integers as uint32. Raises OverflowError for a value that does not fit."""
     return np.asarray(values, dtype=_UINT32).tobytes()
+
+
+def pack_uint64(values: Sequence[int] | NDArray[np.integer]) -> bytes:
+    """Pack integers as uint64. Raises OverflowError for a value that does not fit."""
+    return np.asarray(values, dtype=_UINT64).tobytes()
 
 
 def pack_uint8(values: Sequence[int] | NDArray[np.integer]) -> bytes:
@@ -39,6 +45,11 @@ def unpack_int32(data: bytes) -> NDArray[np.int32]:
 def unpack_uint32(data: bytes) -> NDArray[np.uint32]:
     """A read-only view, shape [len(data) / 4]. Raises ValueError if the length does not divide."""
     return np.frombuffer(data, dtype=_UINT32)
+
+
+def unpack_uint64(data: bytes) -> NDArray[np.uint64]:
+    """A read-only view, shape [len(data) / 8]. Raises ValueError if the length does not divide."""
+    return np.frombuffer(data, dtype=_UINT64)
 
 
 def unpack_uint8(data: bytes) -> NDArray[np.uint8]:
