@@ -81,14 +81,19 @@ def _shortage(replica: Replica, live: Rows, short: NDArray[np.int64]) -> int:
 
 def _contenders(replica: Replica, live: Rows, short: NDArray[np.int64]) -> list[Sequence]:
     """Running sequences whose removal would help against a shortage."""
-    pool, rows = replica.pool, replica.rows
-    running = list(replica.running())
+    pool, running = replica.pool, list(replica.running())
     if not (pool.has_floors or replica.ceilings):
         return running
-    for index, needed in rows.by_tenant(live, short):
-        if pool.held.get(index, 0) + needed > replica.ceiling(index):
+    needed = dict(replica.rows.by_tenant(live, short))
+    for index, count in needed.items():
+        if pool.held.get(index, 0) + count > replica.ceiling(index):
             return [s for s in running if s.request.tenant.index == index]
-    return replica.above_floor() or running
+    # Those whose tenants hold more than is kept for them, or are about to.
+    return [
+        s
+        for s in running
+        if pool.is_above_floor(s.request.tenant.index, needed.get(s.request.tenant.index, 0))
+    ]
 
 
 def _decode_steps(replica: Replica, live: Rows, *, prompts_wait: bool) -> int:
