@@ -4,6 +4,11 @@ The sample is the argmax of filtered logits plus Gumbel noise, which is distribu
 1954). The noise comes from Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011)
 keyed by the 64-bit seed, with counter (token id, position, 0, 0): Triton's `tl.philox` gives the same bits.
 Floor: one read of the logits.
+
+Each filter keeps tokens from the likeliest down, the lower id first among equals: top-k so many, top-p until the mass
+before a token, as a share of what top-k keeps, reaches top_p, min-p those at least min_p times as likely as the
+likeliest. The likeliest token is always kept. Which tokens a filter keeps is a question of rounding only where a
+sum of probabilities equals top_p, or a ratio min_p, to about six digits; there implementations may differ.
 """
 
 import torch
@@ -33,5 +38,15 @@ def sample(
     """
     result: torch.Tensor = implementation("sampling", logits).sample(
         logits, temperature, top_k, top_p, min_p, seeds, positions
+    )
+    return result
+
+
+def sample_unfiltered(
+    logits: torch.Tensor, temperature: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
+    """`sample` for a batch in which no row has a filter: the same tokens with one read of the logits."""
+    result: torch.Tensor = implementation("sampling", logits).sample_unfiltered(
+        logits, temperature, seeds, positions
     )
     return result

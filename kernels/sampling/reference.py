@@ -23,14 +23,29 @@ def sample(
     positions: torch.Tensor,
 ) -> torch.Tensor:
     """See `kernels.sampling`."""
-    is_greedy = temperature == 0
-    scaled = logits / torch.where(is_greedy, 1.0, temperature)[:, None]
+    scaled = _scaled(logits, temperature)
     if bool(((top_k > 0) | (top_p < 1) | (min_p > 0)).any()):
         scaled = _filter(scaled, top_k, top_p, min_p)
-    token_ids = torch.arange(logits.shape[1], device=logits.device)[None, :]
+    drawn = (scaled + _gumbel(logits.shape[1], seeds, positions)).argmax(dim=-1)
+    return torch.where(temperature == 0, logits.argmax(dim=-1), drawn)
+
+
+def sample_unfiltered(
+    logits: torch.Tensor, temperature: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
+    """See `kernels.sampling`."""
+    noisy = _scaled(logits, temperature) + _gumbel(logits.shape[1], seeds, positions)
+    return torch.where(temperature == 0, logits.argmax(dim=-1), noisy.argmax(dim=-1))
+
+
+def _scaled(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+    return logits / torch.where(temperature == 0, 1.0, temperature)[:, None]
+
+
+def _gumbel(vocab: int, seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    token_ids = torch.arange(vocab, device=seeds.device)[None, :]
     uniform = to_uniform(philox(seeds[:, None], token_ids, positions[:, None]))
-    gumbel = -torch.log(-torch.log(uniform.clamp(_SMALLEST, _LARGEST)))
-    return torch.where(is_greedy, logits.argmax(dim=-1), (scaled + gumbel).argmax(dim=-1))
+    return -torch.log(-torch.log(uniform.clamp(_SMALLEST, _LARGEST)))
 
 
 def _filter(
@@ -44,7 +59,8 @@ def _filter(
     ordered = ordered.masked_fill(rank >= kept, float("-inf"))
     probabilities = ordered.softmax(dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities
-    ordered = ordered.masked_fill((before >= top_p[:, None]) & (top_p < 1)[:, None], float("-inf"))
+    excess = (before >= top_p[:, None]) & (top_p < 1)[:, None] & (rank > 0)
+    ordered = ordered.masked_fill(excess, float("-inf"))
     likeliest = probabilities[:, :1]
     ordered = ordered.masked_fill((probabilities < min_p[:, None] * likeliest) & (rank > 0), float("-inf"))
     return torch.empty_like(ordered).scatter_(1, order, ordered)
