@@ -7,6 +7,8 @@ import torch
 
 from kernels.logits import kernel as logits_kernel
 from kernels.logits import reference as logits_reference
+from kernels.logprobs import kernel as logprobs_kernel
+from kernels.logprobs import reference as logprobs_reference
 from kernels.sampling import kernel as sampling_kernel
 from kernels.sampling import reference as sampling_reference
 
@@ -179,3 +181,29 @@ def test_logits_that_lie_apart_and_an_empty_batch() -> None:
     wide[::2, 7:107] = rows.logits
     assert torch.equal((rows | {"logits": wide[::2, 7:107]}).sample(), rows.reference())
     assert Rows.random(0, 100).sample().shape == (0,)
+
+
+def check_logprobs(logits: torch.Tensor, num_top: int) -> None:
+    chosen = torch.randint(0, logits.shape[1], (len(logits),), device=DEVICE)
+    values, top_ids, tops = logprobs_kernel.logprobs(logits, chosen, num_top)
+    wanted_values, _, wanted_tops = logprobs_reference.logprobs(logits, chosen, num_top)
+    torch.testing.assert_close(values, wanted_values, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(tops, wanted_tops, rtol=1e-5, atol=1e-5)
+    wanted_ids = logits.float().sort(dim=-1, descending=True, stable=True).indices[:, :num_top]
+    assert torch.equal(top_ids, wanted_ids)
+
+
+@pytest.mark.parametrize("vocab", [50, 2048, 4500])
+@pytest.mark.parametrize("num_top", [0, 1, 20, 30])
+def test_logprobs_are_those_of_the_reference_and_equals_come_by_id(num_top: int, vocab: int) -> None:
+    logits = torch.randn(3, vocab, device=DEVICE) * 5
+    if num_top <= logprobs_kernel.MAX_TOP:
+        logits = logits.bfloat16().float()
+    logits[1, : vocab - 30] = float("-inf")
+    check_logprobs(logits, num_top)
+
+
+def test_logprobs_of_many_rows_of_half_precision_and_of_none() -> None:
+    check_logprobs((torch.randn(17, 5000, device=DEVICE) * 4).half(), 3)
+    check_logprobs(torch.randn(6, 300, device=DEVICE)[::2, 7:107], 5)
+    check_logprobs(torch.randn(0, 100, device=DEVICE), 5)
