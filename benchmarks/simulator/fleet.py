@@ -61,16 +61,16 @@ class Fleet:
 
     def __init__(self, nodes: Sequence[Node], route: Route) -> None:
         self._route = route
-        self._all_nodes = nodes
+        self._nodes = nodes
         self._index = SharedIndex()
         self._read_at = -PERIOD_S
         self._replicas: list[Replica] = []
-        self._nodes: list[int] = []
+        self._node_of: list[int] = []
         for number, node in enumerate(nodes):
             for replica in node.scheduler.replicas.values():
                 replica.pool.journal = []
                 self._replicas.append(replica)
-                self._nodes.append(number)
+                self._node_of.append(number)
         # Zeros make the order of names that of numbers.
         self._names = [f"{number:06}" for number in range(len(self._replicas))]
         self._loads = [replica.load for replica in self._replicas]
@@ -92,13 +92,13 @@ class Fleet:
         chosen = self._route(order, offers)
         number, load = int(chosen.name), chosen.load
         self._loads[number] = Load(load.backlog + chosen.uncached, load.rows + 1, load.token_s)
-        return self._nodes[number]
+        return self._node_of[number]
 
     def _read(self) -> None:
-        waiting = [node.scheduler.queue.num_tokens // len(node.workers) for node in self._all_nodes]
+        waiting = [node.scheduler.queue.num_tokens // len(node.workers) for node in self._nodes]
         for number, replica in enumerate(self._replicas):
             backlog, rows, token_s = replica.load
             # What waits for a row is not on a replica yet, but ahead of a newcomer all the same.
-            self._loads[number] = Load(backlog + waiting[self._nodes[number]], rows, token_s)
+            self._loads[number] = Load(backlog + waiting[self._node_of[number]], rows, token_s)
             if replica.pool.journal:
                 self._index.read(number, replica.pool.journal)
