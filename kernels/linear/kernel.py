@@ -1,0 +1,87 @@
+"""Triton for few rows, torch's matrix product for many: `choice` decides."""
+
+import functools
+
+import torch
+import triton
+
+from kernels import pdl
+from kernels.linear import reference
+from kernels.linear.choice import Tiles, choose
+from kernels.linear.gemv import gemv_kernel
+from kernels.linear.skinny import ROWS, skinny_kernel
+
+_MAX_TILES = 1 << 16
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """See `kernels.linear`."""
+    tiles = choose(len(x), *weight.shape)
+    if tiles is None or len(x) == 0:
+        return reference.linear(x, weight, bias)
+    return tiled_linear(x, weight, tiles, bias=bias)
+
+
+def linear_add(x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    """See `kernels.linear`."""
+    tiles = choose(len(x), *weight.shape)
+    if tiles is None or len(x) == 0:
+        return reference.linear_add(x, weight, residual)
+    return tiled_linear(x, weight, tiles, residual=residual)
+
+
+def gate_up_silu(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """See `kernels.linear`."""
+    tiles = choose(len(x), weight.shape[0] // 2, weight.shape[1], is_gated=True)
+    if tiles is None or len(x) == 0:
+        return reference.gate_up_silu(x, weight)
+    return tiled_linear(x, weight, tiles, is_gated=True)
+
+
+def tiled_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    tiles: Tiles,
+    *,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    is_gated: bool = False,
+) -> torch.Tensor:
+    """Any of the three ops with given tiles. Rows may lie apart; elements of a row must not."""
+    m, k = x.shape
+    n = weight.shape[0] // 2 if is_gated else weight.shape[0]
+    if x.stride(1) != 1 or weight.stride(1) != 1 or (residual is not None and residual.stride(1) != 1):
+        raise ValueError("the elements of a row must be adjacent")
+    if m > (1 if tiles.kernel == "gemv" else ROWS.value):
+        raise ValueError(f"{m} rows are too many for the {tiles.kernel} kernel")
+    up = weight[n:] if is_gated else weight
+    out = torch.empty((m, n), dtype=x.dtype, device=x.device)
+    num_tiles = triton.cdiv(n, tiles.block_n)
+    extras = (x if bias is None else bias, x if residual is None else residual)
+    flags = {"GATED": is_gated, "HAS_BIAS": bias is not None, "HAS_RESIDUAL": residual is not None}
+    if tiles.kernel == "gemv":
+        gemv_kernel[(num_tiles,)](
+            x, weight, up, *extras, out, weight.stride(0), n,
+            K=k, **flags, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
+            num_warps=tiles.num_warps, **pdl.options(),
+        )  # fmt: skip
+        return out
+    size = tiles.split_k * (2 if is_gated else 1) * tiles.block_n * ROWS.value
+    # Never written without a split.
+    partial = torch.empty(
+        (num_tiles * size if tiles.split_k > 1 else 1,), dtype=torch.float32, device=x.device
+    )
+    per_split = triton.cdiv(triton.cdiv(k, tiles.block_k), tiles.split_k) * tiles.block_k
+    skinny_kernel[(num_tiles, tiles.split_k)](
+        x, weight, up, *extras, out, partial, _arrivals(x.device), x.stride(0), weight.stride(0),
+        extras[1].stride(0), m, n,
+        K=k, K_PER_SPLIT=per_split, SPLIT_K=tiles.split_k, **flags, BLOCK_N=tiles.block_n,
+        BLOCK_K=tiles.block_k, STAGES=tiles.num_stages, num_warps=tiles.num_warps, **pdl.options(),
+    )  # fmt: skip
+    return out
+
+
+@functools.cache
+def _arrivals(device: torch.device) -> torch.Tensor:
+    """Counters that every launch leaves at zero, for one stream at a time. Made before a graph records them."""
+    return torch.zeros((_MAX_TILES,), dtype=torch.int32, device=device)
