@@ -9,6 +9,7 @@ from quire import telemetry
 from quire.v1 import types_pb2
 from scheduler_svc import metrics
 from scheduler_svc.core.scheduler import Ending
+from scheduler_svc.settlement import LedgerRecord, Settlement
 
 _REASONS = {
     types_pb2.FINISH_REASON_STOP: "stop",
@@ -21,11 +22,25 @@ _REASONS = {
 class EndingReporter:
     """Called once per step with the sequences that ended in it; times are the core's monotonic seconds."""
 
+    def __init__(self, settlement: Settlement) -> None:
+        self._settlement = settlement
+
     def report(self, endings: Iterable[Ending], now: float) -> None:
-        """Count them, and trace those whose request is traced."""
+        """Count and settle them, and trace those whose request is traced."""
         for ending in endings:
             metrics.observe_end(ending, _REASONS[ending.finish_reason])
-            trace = ending.sequence.request.trace
+            request = ending.sequence.request
+            is_error = ending.finish_reason == types_pb2.FINISH_REASON_ERROR
+            self._settlement.add(
+                LedgerRecord.of_end(
+                    request.request_id,
+                    ending.sequence.index,
+                    request.tenant.name,
+                    ending.usage,
+                    is_error=is_error,
+                )
+            )
+            trace = request.trace
             if telemetry.enabled() and trace is not None and trace.traceparent:
                 _trace(ending, trace, now)
 
@@ -51,6 +66,14 @@ def _trace(ending: Ending, trace: types_pb2.TraceContext, now: float) -> None:
         telemetry.LATENCY_DECODE: usage.decode_s,
     }
     span = telemetry.start_span("scheduler", trace, start_time_ns=arrived_ns, attributes=attributes)
-    queue = telemetry.start_span("queue", telemetry.trace_context(span), start_time_ns=arrived_ns)
+    queue = telemetry.start_span(
+        "queue",
+        telemetry.trace_context(span),
+        start_time_ns=arrived_ns,
+        attributes={
+            "quire.queue_cause": sequence.queue_cause.value,
+            "quire.predicted_ttft_s": sequence.request.predicted_ttft_s,
+        },
+    )
     queue.end(arrived_ns + int(usage.queue_s * 1e9))
     span.end(ended_ns)

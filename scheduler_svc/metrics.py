@@ -79,6 +79,37 @@ _recomputed = Counter(
     "Positions computed again after preemption or loss",
     registry=REGISTRY,
 )
+_queue_seconds = Histogram(
+    "quire_scheduler_queue_seconds",
+    "Seconds before a row was got, by what was waited for last",
+    ["cause"],
+    buckets=REQUEST_BUCKETS,
+    registry=REGISTRY,
+)
+_ttft_error = Histogram(
+    "quire_scheduler_ttft_prediction_error_seconds",
+    "Seconds by which the time to first token differed from what was predicted at admission",
+    buckets=LATENCY_BUCKETS,
+    registry=REGISTRY,
+)
+index_entries = Counter(
+    "quire_scheduler_index_entries", "Entries written to the prefix index", registry=REGISTRY
+)
+index_failures = Counter(
+    "quire_scheduler_index_failures", "Writes to the prefix index that Redis did not take", registry=REGISTRY
+)
+index_adopted = Counter(
+    "quire_scheduler_index_adopted_blocks", "Blocks taken over with a worker's cache", registry=REGISTRY
+)
+index_refused = Counter(
+    "quire_scheduler_index_refused_blocks",
+    "Index entries whose block holds something else",
+    registry=REGISTRY,
+)
+redirects = Counter("quire_scheduler_redirects", "Requests sent on to another scheduler", registry=REGISTRY)
+ledger_lost = Counter(
+    "quire_scheduler_ledger_lost_records", "Ledger records given up while Redis was away", registry=REGISTRY
+)
 _workers = Gauge("quire_scheduler_workers_connected", "Workers whose stream is open", registry=REGISTRY)
 sessions = Gauge("quire_scheduler_sessions", "Tokenizer sessions connected", registry=REGISTRY)
 
@@ -128,6 +159,10 @@ def observe_end(ending: Ending, reason: str) -> None:
     _preemptions.labels(_model, _ENGINE).inc(usage.preemptions)
     _recomputed.inc(usage.recomputed_tokens)
     _queue_time.labels(_model, _ENGINE).observe(usage.queue_s)
+    _queue_seconds.labels(ending.sequence.queue_cause.value).observe(usage.queue_s)
+    predicted_s = ending.sequence.request.predicted_ttft_s
+    if predicted_s and usage.completion_tokens:
+        _ttft_error.observe(abs(usage.queue_s + usage.prefill_s - predicted_s))
     _prefill_time.labels(_model, _ENGINE).observe(usage.prefill_s)
     _decode_time.labels(_model, _ENGINE).observe(usage.decode_s)
     _inference_time.labels(_model, _ENGINE).observe(usage.prefill_s + usage.decode_s)

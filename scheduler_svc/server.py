@@ -10,6 +10,8 @@ import structlog
 
 from quire.errors import Internal, InvalidRequest, QuireError, from_proto
 from quire.packing import unpack_uint32
+from quire.redis_client import TIMEOUT_S, RedisFailure, open_redis
+from quire.registry import Registration, reachable_address
 from quire.rpc.server import RpcServer
 from quire.rpc.session import Outbox
 from quire.service import Shutdown
@@ -17,7 +19,11 @@ from quire.v1 import scheduler_pb2, scheduler_pb2_grpc, types_pb2
 from scheduler_svc import metrics
 from scheduler_svc.core.replica import Replica
 from scheduler_svc.core.token_batch import merge
+from scheduler_svc.leases import Leases
+from scheduler_svc.prefix_index import PrefixIndex
+from scheduler_svc.redirection import Redirection
 from scheduler_svc.settings import SchedulerSettings
+from scheduler_svc.settlement import LedgerRecord, Settlement
 from scheduler_svc.step_loop import StepLoop
 
 log = structlog.get_logger()
@@ -28,6 +34,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 _MAX_PENDING = 4096
 
 _Response = scheduler_pb2.SchedulerSessionResponse
+Submit = scheduler_pb2.SchedulerSessionRequest.Submit
 
 
 def _coalesce(messages: list[_Response]) -> _Response:
@@ -35,6 +42,7 @@ def _coalesce(messages: list[_Response]) -> _Response:
     batches = [message.batch for message in messages if message.HasField("batch")]
     merged = _Response(batch=merge(batches) if batches else None)
     for message in messages:
+        merged.redirects.extend(message.redirects)
         if message.HasField("announcement"):
             merged.announcement.CopyFrom(message.announcement)
     return merged
@@ -48,14 +56,23 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         self.rpc = RpcServer(settings.listen)
         scheduler_pb2_grpc.add_SchedulerServicer_to_server(self, self.rpc.server)
         self._epoch = time.time_ns()
+        self._redis = open_redis(settings.redis_url)
+        self._settlement = Settlement(self._redis)
+        self._index = PrefixIndex(
+            self._redis, lambda worker, blocks: self._step_loop.checksums(worker, blocks)
+        )
         self._step_loop = StepLoop(
-            settings.workers,
             settings.limits(),
+            self._index,
+            self._settlement,
             worker_hang_s=settings.worker_hang_s,
             on_change=self._announce,
             on_fault=self._fail,
         )
-        self._sessions: set[Outbox[_Response]] = set()
+        self._settings = settings
+        self._sessions: dict[int, Outbox[_Response]] = {}
+        self._asking: dict[tuple[int, int], asyncio.Task[None]] = {}
+        """Requests for which other schedulers are being looked at, by client and handle."""
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -64,10 +81,29 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
     async def start(self) -> None:
         """Listen, and look for the workers."""
         await self.rpc.start([SERVICE_NAME])
-        self._tasks = [
-            asyncio.create_task(self._step_loop.run(), name="workers"),
-            asyncio.create_task(self._report_health(), name="health"),
-        ]
+        self._address = self._settings.advertise or reachable_address(self.rpc.address)
+        static = {address: address for address in self._settings.workers}
+        self._leases = Leases(self._redis, self._address, self._step_loop, static=static)
+        self._redirection = Redirection(self._redis, self._index, self._address)
+        self._registration = Registration(
+            self._redis, "scheduler", self._address, lambda: self._step_loop.describe(self._address)
+        )
+        parts = {
+            "leases": self._leases.run,
+            "registration": self._registration.run,
+            "redirection": self._redirection.run,
+            "prefix index": self._index.run,
+            "settlement": self._settlement.run,
+            "health": self._report_health,
+        }
+        for name, run in parts.items():
+            task = asyncio.create_task(run(), name=name)
+            task.add_done_callback(self._part_ended)
+            self._tasks.append(task)
+
+    def _part_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
 
     async def drain(self) -> None:
         """Refuse new requests; return when those admitted have ended."""
@@ -76,11 +112,22 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         await self._step_loop.drained()
 
     async def stop(self) -> None:
-        """Close everything."""
+        """Close everything; what others need is in Redis then, and the workers are theirs."""
         await self.rpc.stop(0)
-        for task in self._tasks:
+        for task in [*self._tasks, *self._asking.values()]:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                await self._settlement.flush()
+                await self._index.flush()
+                await self._step_loop.close()
+                await self._leases.close()
+                await self._registration.withdraw()
+        except RedisFailure as error:
+            log.warning("redis is away: others learn of our end by expiry", error=str(error))
+        await self._step_loop.close()
+        await self._redis.aclose()
 
     def _state(self) -> types_pb2.ServiceState.ValueType:
         if self._step_loop.draining:
@@ -108,7 +155,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
 
     def _announce(self) -> None:
         self._changed.set()
-        for outbox in self._sessions:
+        for outbox in self._sessions.values():
             outbox.put(_Response(announcement=self._announcement()))
 
     # -- the calls
@@ -119,7 +166,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         """One tokenizer process; when it is gone, its requests are."""
         outbox: Outbox[_Response] = Outbox(_coalesce, max_pending=_MAX_PENDING)
         client = self._step_loop.open_client(lambda batch: outbox.put(_Response(batch=batch)))
-        self._sessions.add(outbox)
+        self._sessions[client] = outbox
         metrics.sessions.set(len(self._sessions))
         outbox.put(_Response(announcement=self._announcement()))
         reader = asyncio.create_task(self._read(request_iterator, client, outbox), name="tokenizer session")
@@ -128,7 +175,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
                 yield message
         finally:
             reader.cancel()
-            self._sessions.discard(outbox)
+            del self._sessions[client]
             metrics.sessions.set(len(self._sessions))
             self._step_loop.close_client(client)
 
@@ -142,17 +189,48 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
             async for request in requests:
                 kind = request.WhichOneof("kind")
                 if kind == "submit":
-                    self._submit(client, request.submit, outbox)
+                    self._take(client, request.submit, outbox)
                 elif kind == "cancel":
-                    self._step_loop.cancel(client, request.cancel.handle)
+                    self._cancel(client, request.cancel.handle)
                 elif kind == "finish":
                     self._step_loop.finish(client, request.finish.handle, request.finish.sequence)
         finally:
             outbox.close()
 
-    def _submit(
-        self, client: int, submit: scheduler_pb2.SchedulerSessionRequest.Submit, outbox: Outbox[_Response]
-    ) -> None:
+    def _cancel(self, client: int, handle: int) -> None:
+        asking = self._asking.get((client, handle))
+        if asking is not None:
+            asking.cancel()
+        self._step_loop.cancel(client, handle)
+
+    def _take(self, client: int, submit: Submit, outbox: Outbox[_Response]) -> None:
+        """Queue a request here, or find out first whether another scheduler serves it better."""
+        if submit.request.redirected or self._redirection.is_alone:
+            self._submit(client, submit, outbox)
+            return
+        key = (client, submit.handle)
+        task = asyncio.create_task(self._ask_around(client, submit, outbox), name="redirection")
+        self._asking[key] = task
+        task.add_done_callback(lambda _: self._asking.pop(key, None))
+
+    async def _ask_around(self, client: int, submit: Submit, outbox: Outbox[_Response]) -> None:
+        address = None
+        try:
+            hashes, offers = self._step_loop.scheduler.offers(submit.request)
+            num_tokens = len(submit.request.prompt_token_ids) // 4
+            block_size = self._step_loop.block_size
+            address = await self._redirection.better_address(hashes, num_tokens, block_size, offers)
+        except QuireError:
+            pass  # what is wrong with it, `_submit` says
+        if client not in self._sessions:
+            return
+        if address is None:
+            self._submit(client, submit, outbox)
+        else:
+            metrics.redirects.inc()
+            outbox.put(_Response(redirects=[_Response.Redirect(handle=submit.handle, address=address)]))
+
+    def _submit(self, client: int, submit: Submit, outbox: Outbox[_Response]) -> None:
         """A request that is refused ends alone; the session goes on."""
         try:
             self._step_loop.submit(client, submit.handle, submit.request)
@@ -163,11 +241,15 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
                 # The boundary of one request: whatever is wrong with it stays its own.
                 log.error("a request could not be taken", exc_info=problem)
                 error = Internal("the request could not be taken: an internal error, which was logged")
-            metrics.count_rejection(types_pb2.ErrorCode.Name(error.code))
+            self._count_refusal(submit.request, error)
             end = scheduler_pb2.SequenceEnd(
                 handle=submit.handle, finish_reason=types_pb2.FINISH_REASON_ERROR, error=error.to_proto()
             )
             outbox.put(_Response(batch=scheduler_pb2.TokenBatch(ends=[end])))
+
+    def _count_refusal(self, request: scheduler_pb2.TokenRequest, error: QuireError) -> None:
+        metrics.count_rejection(types_pb2.ErrorCode.Name(error.code))
+        self._settlement.add(LedgerRecord.of_refusal(request.request_id, request.tenant))
 
     async def Generate(  # noqa: N802
         self, request: scheduler_pb2.TokenRequest, context: Context
@@ -179,7 +261,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
             try:
                 self._step_loop.submit(client, 0, request)
             except QuireError as error:
-                metrics.count_rejection(types_pb2.ErrorCode.Name(error.code))
+                self._count_refusal(request, error)
                 raise
             num_open = request.n or 1
             async for batch in outbox:

@@ -1,6 +1,6 @@
 """What the scheduler service can be told."""
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from quire.settings import CommaSeparated, ServiceSettings
 from scheduler_svc.core.limits import Limits
@@ -12,8 +12,18 @@ class SchedulerSettings(ServiceSettings):
     """Settings of `python -m scheduler_svc`."""
 
     listen: str = Field("127.0.0.1:8002", description="address to serve on: host:port, or unix:/path")
+    redis_url: str = Field(
+        "",
+        description="redis://host:port/db of index, registry, leases and ledger; empty: inside this process",
+    )
+    advertise: str = Field(
+        "",
+        description="address under which tokenizers reach this scheduler; empty: `listen`, or this host's own",
+    )
     workers: CommaSeparated = Field(
-        ("127.0.0.1:8003",), min_length=1, description="addresses of workers, comma-separated"
+        (),
+        description="addresses of workers that do not register, comma-separated; without redis_url 127.0.0.1:8003",
+        validate_default=True,
     )
     max_queue_requests: int = Field(
         _DEFAULT.max_queue_sequences, ge=1, description="sequences that may wait before requests are refused"
@@ -38,9 +48,29 @@ class SchedulerSettings(ServiceSettings):
     worker_hang_s: float = Field(
         60.0, gt=0, description="seconds without an answer after which a worker with commands is given up"
     )
+    itl_target_s: float = Field(
+        _DEFAULT.itl_target_s,
+        ge=0,
+        description="seconds that a step in which sequences decode may take; prompts are cut to it; 0: no bound",
+    )
+    shared_step_s: float = Field(
+        _DEFAULT.shared_step_s,
+        ge=0,
+        description="seconds that a step with prompts may take while several tenants are served; 0: no bound",
+    )
+    short_prompt_tokens: int = Field(
+        _DEFAULT.short_prompt_tokens,
+        ge=0,
+        description="prompts of at most so many tokens to compute are not held up by longer ones",
+    )
     max_sequences_per_request: int = Field(
         _DEFAULT.max_sequences_per_request, ge=1, description="largest n of a request"
     )
+
+    @field_validator("workers")
+    @classmethod
+    def _some_worker(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        return value if value or info.data.get("redis_url") else ("127.0.0.1:8003",)
 
     def limits(self) -> Limits:
         """The core's bounds."""
@@ -51,5 +81,8 @@ class SchedulerSettings(ServiceSettings):
             pipeline_depth=self.pipeline_depth,
             max_decode_steps=self.max_decode_steps,
             decode_burst_s=self.decode_burst_s,
+            itl_target_s=self.itl_target_s,
+            shared_step_s=self.shared_step_s,
+            short_prompt_tokens=self.short_prompt_tokens,
             max_sequences_per_request=self.max_sequences_per_request,
         )

@@ -3,17 +3,25 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf
+from typing import Any
+
+import grpc
 
 from quire.errors import NotReady
-from quire.v1 import scheduler_pb2, types_pb2, worker_pb2
+from quire.v1 import scheduler_pb2, types_pb2, worker_pb2, worker_pb2_grpc
 from scheduler_svc import metrics
+from scheduler_svc.adoption import AdoptedBlock, checksums, confirmed_blocks
 from scheduler_svc.core.limits import Limits
 from scheduler_svc.core.replica import Replica
 from scheduler_svc.core.scheduler import Scheduler
 from scheduler_svc.endings import EndingReporter
+from scheduler_svc.leases import TakeEpoch
+from scheduler_svc.prefix_index import PrefixIndex
+from scheduler_svc.redirection import describe
+from scheduler_svc.settlement import Settlement
 from scheduler_svc.worker_link import WorkerLink
 
 BatchSink = Callable[[scheduler_pb2.TokenBatch], None]
@@ -28,8 +36,9 @@ class StepLoop:
 
     def __init__(
         self,
-        workers: tuple[str, ...],
         limits: Limits,
+        index: PrefixIndex,
+        settlement: Settlement,
         *,
         worker_hang_s: float,
         on_change: Callable[[], None],
@@ -40,24 +49,16 @@ class StepLoop:
         self._worker_hang_s = worker_hang_s
         self._on_change = on_change
         self._on_fault = on_fault
-        self._links = {address: self._link(address) for address in dict.fromkeys(workers)}
+        self._index = index
+        self._links: dict[str, WorkerLink] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
         self._sinks: dict[int, BatchSink] = {}
         self._last_client = 0
         self._pump_scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
-        self._endings = EndingReporter()
+        self._endings = EndingReporter(settlement)
         self._idle = asyncio.Event()
-
-    def _link(self, address: str) -> WorkerLink:
-        return WorkerLink(
-            address,
-            on_open=partial(self._worker_opened, address),
-            on_result=partial(self._worker_answered, address),
-            on_close=partial(self._worker_closed, address),
-            on_progress=self._on_change,
-            hang_s=self._worker_hang_s,
-        )
 
     # -- what the service asks
 
@@ -79,18 +80,26 @@ class StepLoop:
         return model
 
     @property
+    def block_size(self) -> int:
+        """Tokens per KV block, 0 before a worker has described itself."""
+        abilities = self.scheduler.abilities
+        return abilities.block_size if abilities is not None else 0
+
+    def describe(self, address: str) -> dict[str, Any]:
+        """This scheduler's entry in the registry."""
+        return describe(self.scheduler, address, draining=self.draining)
+
+    @property
     def load_progress(self) -> float:
         """Share of the weights loaded, of the worker that is furthest."""
-        return max(link.load_progress for link in self._links.values())
+        return max((link.load_progress for link in self._links.values()), default=0.0)
 
-    async def run(self) -> None:
-        """Keep every worker's link up until cancelled, or until the core fails."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                for link in self._links.values():
-                    group.create_task(link.run(), name=f"worker {link.address}")
-        except ExceptionGroup as error:
-            self._on_fault(error)
+    async def close(self) -> None:
+        """Give every stream up."""
+        tasks = list(self._tasks.values())
+        for worker in list(self._tasks):
+            self.unlease(worker)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def drained(self) -> None:
         """Return when no request is left; new ones are refused from now on."""
@@ -130,25 +139,88 @@ class StepLoop:
         self.scheduler.finish(client, handle, sequence, time.monotonic())
         self._pump_soon()
 
-    # -- workers
+    # -- workers, as the leases say
+
+    def lease(self, worker: str, address: str, take_epoch: TakeEpoch) -> None:
+        """Keep a link to this worker up from now on."""
+        link = self._links[worker] = WorkerLink(
+            address,
+            take_epoch=take_epoch,
+            adopt=partial(self._adopt, worker),
+            on_open=partial(self._worker_opened, worker),
+            on_result=partial(self._worker_answered, worker),
+            on_close=partial(self._worker_closed, worker),
+            on_progress=self._on_change,
+            hang_s=self._worker_hang_s,
+        )
+        task = self._tasks[worker] = asyncio.create_task(link.run(), name=f"worker {worker}")
+        task.add_done_callback(partial(self._link_ended, worker))
+
+    def unlease(self, worker: str) -> None:
+        """Give the link up."""
+        self._index.unfollow(worker)
+        self._links.pop(worker)
+        self._tasks.pop(worker).cancel()
+
+    def hand_over(self, worker: str) -> None:
+        """Move the worker's sequences to the others."""
+        if worker in self.scheduler.replicas:
+            self.scheduler.drain(worker, time.monotonic())
+            self._pump_soon()
+
+    def load_of(self, worker: str) -> int:
+        """Rows in use on a worker."""
+        replica = self.scheduler.replicas.get(worker)
+        return replica.num_rows_taken if replica is not None else 0
+
+    async def checksums(self, worker: str, blocks: Sequence[int]) -> Mapping[int, int]:
+        """Checksums of a worker's blocks, as far as it gives them."""
+        link = self._links.get(worker)
+        if link is None:
+            return {}
+        try:
+            return await checksums(link.stub, list(blocks))
+        except (grpc.aio.AioRpcError, ValueError):
+            return {}
+
+    async def _adopt(
+        self, worker: str, stub: "worker_pb2_grpc.WorkerAsyncStub", description: worker_pb2.WorkerDescription
+    ) -> list[AdoptedBlock]:
+        replica = self.scheduler.replicas.get(worker)
+        if replica is not None and replica.description.worker_epoch == description.worker_epoch:
+            return []  # its pool is known better than any index does
+        return await confirmed_blocks(self._index, stub, description)
+
+    def _link_ended(self, worker: str, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._on_fault(error)
+        elif worker not in self._links and worker in self.scheduler.replicas:
+            self.scheduler.forget(worker)
+            self._on_change()
+            self._pump_soon()
 
     def _worker_opened(
-        self, address: str, description: worker_pb2.WorkerDescription, lease_epoch: int
+        self,
+        worker: str,
+        description: worker_pb2.WorkerDescription,
+        lease_epoch: int,
+        adopted: list[AdoptedBlock],
     ) -> None:
-        self.scheduler.attach(address, description, lease_epoch, time.monotonic())
+        self.scheduler.attach(worker, description, lease_epoch, time.monotonic(), adopted)
+        self._index.follow(self.scheduler.replicas[worker])
         metrics.describe(self.scheduler)
         self._on_change()
         self._pump_soon()
 
-    def _worker_answered(self, address: str, result: worker_pb2.StepResult) -> None:
+    def _worker_answered(self, worker: str, result: worker_pb2.StepResult) -> None:
         """The hot path: once per step and worker."""
         started = time.thread_time()
-        stats = self.scheduler.apply(address, result, time.monotonic())
+        stats = self.scheduler.apply(worker, result, time.monotonic())
         self._pump()
         metrics.observe_step(stats, time.thread_time() - started)
 
-    def _worker_closed(self, address: str) -> None:
-        self.scheduler.detach(address, time.monotonic())
+    def _worker_closed(self, worker: str) -> None:
+        self.scheduler.detach(worker, time.monotonic())
         self._on_change()
         self._pump_soon()
 
@@ -171,8 +243,8 @@ class StepLoop:
         now = time.monotonic()
         scheduler = self.scheduler
         scheduler.expire(now)
-        for address, replica in scheduler.replicas.items():
-            self._feed(address, replica, now)
+        for worker, replica in scheduler.replicas.items():
+            self._feed(worker, replica, now)
         for client, batch in scheduler.take_updates().items():
             sink = self._sinks.get(client)
             if sink is not None:
@@ -184,11 +256,11 @@ class StepLoop:
         self._set_timer()
         self._note_idle()
 
-    def _feed(self, address: str, replica: Replica, now: float) -> None:
-        if not replica.connected:
+    def _feed(self, worker: str, replica: Replica, now: float) -> None:
+        if not replica.connected or worker not in self._links:
             return
-        while (command := self.scheduler.schedule(address, now)) is not None:
-            self._links[address].send(command)
+        while (command := self.scheduler.schedule(worker, now)) is not None:
+            self._links[worker].send(command)
 
     def _set_timer(self) -> None:
         """Wake for the next deadline even if no worker says anything."""

@@ -1,16 +1,16 @@
 """The link to one worker: finds it, takes its lease, carries commands and results, comes back after a loss."""
 
 import asyncio
-import itertools
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import grpc
 import structlog
 
 from quire.rpc.channel import open_channel
 from quire.v1 import types_pb2, worker_pb2, worker_pb2_grpc
+from scheduler_svc.adoption import AdoptedBlock
 from scheduler_svc.core.step_tokens import ProtocolError
 
 log = structlog.get_logger()
@@ -20,25 +20,28 @@ _CALL_TIMEOUT_S = 5.0
 _FIRST_BACKOFF_S = 0.05
 _MAX_BACKOFF_S = 1.0
 
-# Larger than any lease of an earlier process on this machine, and never the same twice in this one.
-_lease_epochs = itertools.count(time.time_ns())
-
 RunCall = grpc.aio.StreamStreamCall[worker_pb2.StepCommand, worker_pb2.StepResult]
+Adopt = Callable[
+    ["worker_pb2_grpc.WorkerAsyncStub", worker_pb2.WorkerDescription], Awaitable[list[AdoptedBlock]]
+]
 
 
 class WorkerLink:
     """`on_open`, `on_result` and `on_close` run on the event loop, in that order for each life of the stream.
 
-    `on_open` gets the worker's description and the lease; it and `on_result` may raise ProtocolError, which ends
-    this life of the stream. So does a worker that has commands and answers none for `hang_s` seconds: whatever
-    it does later is on a stream that nobody reads, under a lease that has passed.
+    Each life takes an epoch from `take_epoch` (0: the lease is another scheduler's) and asks `adopt` what the
+    worker's blocks still hold; `on_open` gets the worker's description, the epoch, and that. It and `on_result` may
+    raise ProtocolError, which ends this life of the stream. So does a worker that has commands and answers none for
+    `hang_s` seconds: whatever it does later is on a stream that nobody reads, under a lease that has passed.
     """
 
     def __init__(
         self,
         address: str,
         *,
-        on_open: Callable[[worker_pb2.WorkerDescription, int], None],
+        take_epoch: Callable[[], Awaitable[int]],
+        adopt: Adopt,
+        on_open: Callable[[worker_pb2.WorkerDescription, int, list[AdoptedBlock]], None],
         on_result: Callable[[worker_pb2.StepResult], None],
         on_close: Callable[[], None],
         on_progress: Callable[[], None],
@@ -47,6 +50,8 @@ class WorkerLink:
         self.address = address
         self.load_progress = 0.0
         """Share of the worker's weights that are loaded, as far as is known."""
+        self._take_epoch = take_epoch
+        self._adopt = adopt
         self._on_open = on_open
         self._on_result = on_result
         self._on_close = on_close
@@ -56,7 +61,7 @@ class WorkerLink:
         self._progress_at = 0.0
         self._hung = False
         self._channel = open_channel(address)
-        self._stub: worker_pb2_grpc.WorkerAsyncStub = worker_pb2_grpc.WorkerStub(self._channel)
+        self.stub: worker_pb2_grpc.WorkerAsyncStub = worker_pb2_grpc.WorkerStub(self._channel)
         self._outbox: deque[worker_pb2.StepCommand] = deque()
         self._wake = asyncio.Event()
 
@@ -88,9 +93,11 @@ class WorkerLink:
 
     async def _run_once(self) -> bool:
         """One life of the stream; true if it brought results."""
-        description = await self._stub.Describe(worker_pb2.DescribeRequest(), timeout=_CALL_TIMEOUT_S)
-        lease_epoch = next(_lease_epochs)
-        call: RunCall = self._stub.Run(metadata=((LEASE_KEY, str(lease_epoch)),))
+        description = await self.stub.Describe(worker_pb2.DescribeRequest(), timeout=_CALL_TIMEOUT_S)
+        lease_epoch = await self._take_epoch()
+        if lease_epoch == 0:
+            return False
+        call: RunCall = self.stub.Run(metadata=((LEASE_KEY, str(lease_epoch)),))
         self.load_progress = 1.0
         try:
             async with asyncio.timeout(_CALL_TIMEOUT_S):
@@ -98,7 +105,9 @@ class WorkerLink:
                 await call.initial_metadata()
             if call.done():
                 await call.read()  # raises what the call ended with
-            self._on_open(description, lease_epoch)
+            # From here on nobody else gives the worker commands, so what it says of its blocks stays true.
+            adopted = await self._adopt(self.stub, description)
+            self._on_open(description, lease_epoch, adopted)
             log.info(
                 "worker connected", worker=self.address, worker_id=description.worker_id, lease=lease_epoch
             )
@@ -171,7 +180,7 @@ class WorkerLink:
 
     async def _watch_progress(self) -> None:
         try:
-            status = await self._stub.GetStatus(types_pb2.GetStatusRequest(), timeout=_CALL_TIMEOUT_S)
+            status = await self.stub.GetStatus(types_pb2.GetStatusRequest(), timeout=_CALL_TIMEOUT_S)
         except grpc.aio.AioRpcError:
             progress = 0.0
         else:

@@ -38,26 +38,34 @@ class Backlog:
     """Prompt positions per second of all replicas, 0 while unknown."""
     releases_per_s: float
     """Rows coming free per second, 0 while unknown."""
+    in_flight_s: float
+    """Seconds that the commands in flight take, of the replica that is soonest through with them."""
     step_s: float
-    """Seconds of a step."""
+    """Seconds of a step that only decodes."""
 
     @classmethod
     def of(
-        cls, queue: WaitingQueue, replicas: Iterable[Replica], tenants: Tenants, tenant: Tenant
+        cls,
+        queue: WaitingQueue,
+        replicas: Iterable[Replica],
+        tenants: Tenants,
+        tenant: Tenant,
+        *,
+        is_shared: bool,
     ) -> "Backlog":
         """What is ahead of a new request of this tenant."""
         connected = [replica for replica in replicas if replica.connected]
-        loads = [replica.load for replica in connected]
         weight = tenants.active_weight() + (0.0 if tenant.num_active else tenant.weight)
         return cls(
             waiting_sequences=len(queue),
             waiting_tokens=queue.num_tokens,
             own_waiting_tokens=tenant.num_waiting_tokens,
-            placed_tokens=sum(load.backlog for load in loads),
+            placed_tokens=sum(replica.load.backlog for replica in connected),
             share=tenant.weight / weight,
             rows_free=sum(max(0, replica.num_rows_free) for replica in connected),
-            tokens_per_s=sum(1.0 / load.token_s for load in loads if load.token_s > 0.0),
+            tokens_per_s=sum(replica.tokens_per_s(is_shared=is_shared) for replica in connected),
             releases_per_s=sum(replica.speed.releases_per_s for replica in connected),
+            in_flight_s=min((replica.in_flight_s for replica in connected), default=0.0),
             step_s=max((replica.speed.decode_step_s for replica in connected), default=0.0),
         )
 
@@ -70,7 +78,7 @@ class Backlog:
         if self.tokens_per_s <= 0.0:
             return 0.0
         compute_s = (self.tokens_ahead() + num_tokens) / self.tokens_per_s
-        return max(compute_s, self._row_s()) + self.step_s
+        return self.in_flight_s + max(compute_s, self._row_s()) + self.step_s
 
     def _row_s(self) -> float:
         """Seconds until a row is free for it."""
@@ -87,17 +95,26 @@ class Backlog:
 
 
 def admit(
-    backlog: Backlog, limits: Limits, *, num_sequences: int, num_tokens: int, timeout_s: float | None
+    backlog: Backlog,
+    limits: Limits,
+    *,
+    num_sequences: int,
+    num_tokens: int,
+    output_tokens: float,
+    timeout_s: float | None,
 ) -> float:
     """Let a request in, and return its predicted TTFT in seconds (0: unknown), or raise Overloaded.
 
-    `num_tokens`: prompt positions of its sequences that are not cached. An empty queue takes any size.
+    `num_tokens`: prompt positions of its sequences that are not cached; `output_tokens`: how many it will likely
+    generate. An empty queue takes any size.
     """
     predicted_s = backlog.ttft_s(num_tokens)
-    if timeout_s is not None and predicted_s > timeout_s:
+    whole_s = predicted_s + max(0.0, output_tokens - 1) * backlog.step_s
+    if timeout_s is not None and whole_s > timeout_s:
         raise Overloaded(
-            f"the first token would take about {predicted_s:.1f} s, longer than the timeout of {timeout_s:g} s",
-            retry_after_s=_retry_after(predicted_s - timeout_s),
+            f"it would take about {whole_s:.1f} s (the first token {predicted_s:.1f} s), longer than the timeout of "
+            f"{timeout_s:g} s",
+            retry_after_s=_retry_after(whole_s - timeout_s),
         )
     if not backlog.waiting_sequences:
         return predicted_s

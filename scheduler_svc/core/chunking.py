@@ -6,17 +6,17 @@ from collections.abc import Sequence
 MIN_CHUNK_TOKENS = 64
 
 
-def chunk_budget(
-    max_tokens: int, *, itl_target_s: float, decode_step_s: float, prefill_token_s: float
-) -> int:
-    """Prompt positions for a step in which rows decode, such that it takes about `itl_target_s` seconds.
+def chunk_budget(max_tokens: int, *, step_s: float, decode_step_s: float, prefill_token_s: float) -> int:
+    """Prompt positions for a step that is to take about `step_s` seconds; 0: no bound.
 
     `decode_step_s` is the measured time of a step that only decodes, `prefill_token_s` what each prompt position
-    adds; 0 while unknown, which sets no bound. At most `max_tokens`, at least MIN_CHUNK_TOKENS of them.
+    adds; 0 while unknown, which sets no bound. Prompts get at least as long as decoding takes, so that where a
+    step is slow anyway they get on too. At most `max_tokens`, at least MIN_CHUNK_TOKENS of them.
     """
-    if prefill_token_s <= 0.0 or itl_target_s <= 0.0:
+    if prefill_token_s <= 0.0 or step_s <= 0.0:
         return max_tokens
-    return min(max_tokens, max(MIN_CHUNK_TOKENS, int((itl_target_s - decode_step_s) / prefill_token_s)))
+    prefill_s = max(step_s - decode_step_s, decode_step_s)
+    return min(max_tokens, max(MIN_CHUNK_TOKENS, int(prefill_s / prefill_token_s)))
 
 
 def share_budget(left: Sequence[int], budget: int, short: int) -> list[int]:
@@ -31,16 +31,16 @@ def share_budget(left: Sequence[int], budget: int, short: int) -> list[int]:
     first_long = next((i for i, n in enumerate(left) if n > short), len(left))
     quick = rest // 2
     for i in range(first_long + 1, len(left)):
-        if left[i] <= short and left[i] <= quick:
-            sizes[i] = left[i]
-            quick -= left[i]
-            rest -= left[i]
+        if left[i] <= short:
+            sizes[i] = min(left[i], quick)
+            quick -= sizes[i]
+            rest -= sizes[i]
     for i, num_left in enumerate(left):
         if rest == 0:
             break
-        if sizes[i] == 0:
-            sizes[i] = min(num_left, rest)
-            rest -= sizes[i]
+        more = min(num_left - sizes[i], rest)
+        sizes[i] += more
+        rest -= more
     return sizes
 
 

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from quire.packing import pack_int32, pack_uint32
 from quire.v1 import worker_pb2
-from scheduler_svc.core.chunking import chunk_budget, decode_burst, share_budget
+from scheduler_svc.core.chunking import decode_burst, share_budget
 from scheduler_svc.core.preemption import victim_of_shortage
 from scheduler_svc.core.replica import InFlight, Replica
 from scheduler_svc.core.sequence import Sequence
@@ -14,10 +14,11 @@ from scheduler_svc.core.tenants import PROMPT_TOKEN_COST
 Rows = NDArray[np.intp]
 
 
-def next_command(replica: Replica, *, prompts_wait: bool) -> worker_pb2.StepCommand | None:
+def next_command(replica: Replica, *, prompts_wait: bool, is_shared: bool) -> worker_pb2.StepCommand | None:
     """The next command, or None if there is nothing to do or the pipeline is full.
 
-    `prompts_wait`: there is work in the queue, so runs of several decode steps would delay it.
+    `prompts_wait`: there is work in the queue, so runs of several decode steps would delay it. `is_shared`: several
+    tenants are served, so steps with prompts are kept short, lest one's prompts hold up the other's.
     """
     if not replica.has_room:
         return None
@@ -42,7 +43,7 @@ def next_command(replica: Replica, *, prompts_wait: bool) -> worker_pb2.StepComm
     if short.any():
         _append_blocks(replica, command, live, short)
     rows.advance(live, decode_steps)
-    _prefill(replica, command, record, len(live))
+    _prefill(replica, command, record, len(live), is_shared=is_shared)
     replica.last_step_sent = record.step_id
     replica.in_flight.append(record)
     return command
@@ -155,23 +156,17 @@ def _note_assigned(replica: Replica, block_ids: list[int], step_id: int) -> None
         replica.assigned[block] = tag
 
 
-def _prefill(replica: Replica, command: worker_pb2.StepCommand, record: InFlight, num_live: int) -> None:
+def _prefill(
+    replica: Replica, command: worker_pb2.StepCommand, record: InFlight, num_live: int, *, is_shared: bool
+) -> None:
     """Chunks of prompts: by priority, then the tenant served least, then age; short ones are not held up."""
     if not replica.prefilling:
         return
-    limits, speed = replica.limits, replica.speed
-    budget = replica.max_step_tokens - num_live
-    if num_live:
-        budget = chunk_budget(
-            budget,
-            itl_target_s=limits.itl_target_s,
-            decode_step_s=speed.decode_step_s,
-            prefill_token_s=speed.prefill_token_s,
-        )
+    budget = replica.chunk_budget(num_live, is_shared=is_shared)
     waiting = sorted(
         replica.prefilling, key=lambda s: (s.request.priority, s.request.tenant.service, s.order)
     )
-    sizes = share_budget([s.num_prefill_left for s in waiting], budget, limits.short_prompt_tokens)
+    sizes = share_budget([s.num_prefill_left for s in waiting], budget, replica.limits.short_prompt_tokens)
     chosen = [(sequence, size) for sequence, size in zip(waiting, sizes, strict=True) if size]
     record.prefill_tokens = sum(sizes)
     command.prefill_rows = pack_uint32([sequence.row for sequence, _ in chosen])

@@ -21,6 +21,8 @@ class Limits:
     """Seconds that the decode steps of one command may take together, as measured."""
     itl_target_s: float = 0.05
     """Seconds that a step in which rows decode may take: prompt chunks are cut to it; 0: no bound."""
+    shared_step_s: float = 0.015
+    """Seconds that a step with prompts may take while several tenants are served; 0: no bound."""
     short_prompt_tokens: int = 512
     """Prompts with at most so many positions to compute are not held up by longer ones ahead of them."""
     max_sequences_per_request: int = 64

@@ -1,5 +1,6 @@
 """Who gets a row next, and where."""
 
+from scheduler_svc.core.limits import Limits
 from scheduler_svc.core.preemption import victim_for, victim_of_shortage
 from scheduler_svc.core.queue import WaitingQueue
 from scheduler_svc.core.replica import Prefix, Replica
@@ -8,7 +9,10 @@ from scheduler_svc.core.sequence import QueueCause, Sequence
 from scheduler_svc.core.tenants import Tenant
 
 # A pass looks at so many sequences that it cannot place before it stops: the rest are behind them anyway.
-_MAX_PASSED_OVER = 32
+_MAX_PASSED_OVER = 16
+# A tenant's long prompts get rows only while so many full steps of its prompts, for each replica, are left to
+# compute: more would hold blocks that others need, and be computed no sooner.
+_MAX_PENDING_STEPS = 2
 # So many shorter ones may overtake a sequence for which there are too few blocks; then it is next.
 _MAX_OVERTAKEN = 64
 
@@ -16,8 +20,11 @@ _MAX_OVERTAKEN = 64
 class Placement:
     """Takes sequences from the queue to the replicas, one replica at a time as each can be sent a command."""
 
-    def __init__(self, queue: WaitingQueue, replicas: dict[str, Replica], route: Route) -> None:
+    def __init__(
+        self, queue: WaitingQueue, replicas: dict[str, Replica], limits: Limits, route: Route
+    ) -> None:
         self._queue = queue
+        self._limits = limits
         self._replicas = replicas
         self._route = route
 
@@ -42,6 +49,8 @@ class Placement:
             if not target.fits(sequence):
                 sequence.queue_cause = QueueCause.WORKER
                 continue
+            if self._has_enough_pending(sequence):
+                continue
             if any(len(sequence.token_ids) >= len(other.token_ids) for other in blocked):
                 continue
             prefix = target.find_prefix(sequence)
@@ -65,6 +74,14 @@ class Placement:
             if target.num_rows_free <= 0 or (blocked and blocked[-1].num_overtaken >= _MAX_OVERTAKEN):
                 break
         return misfits
+
+    def _has_enough_pending(self, sequence: Sequence) -> bool:
+        """Whether its tenant has long prompts on rows to be busy with for a while."""
+        if len(sequence.token_ids) <= self._limits.short_prompt_tokens:
+            return False
+        num_replicas = sum(replica.connected for replica in self._replicas.values())
+        most = _MAX_PENDING_STEPS * self._limits.max_step_tokens * num_replicas
+        return sequence.request.tenant.num_pending >= most
 
     def _place(self, sequence: Sequence, target: Replica, prefix: Prefix, now: float) -> None:
         self._queue.remove(sequence)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from quire.v1 import worker_pb2
 from scheduler_svc.core.block_pool import BlockPool
+from scheduler_svc.core.chunking import chunk_budget
 from scheduler_svc.core.limits import Limits
 from scheduler_svc.core.routing import Load
 from scheduler_svc.core.row_table import RowTable
@@ -90,6 +91,13 @@ class Replica:
         self.last_step_sent = self.last_step_retired = 0
         self.connected, self.draining = True, False
 
+    def adopt(self, blocks: Iterable[tuple[bytes, int, tuple[int, int]]]) -> None:
+        """Take over what free blocks hold: hash, block, and who assigned it."""
+        for block_hash, block, assigned in blocks:
+            if 0 <= block < self.pool.num_blocks:
+                self.pool.adopt(block, block_hash)
+                self.assigned[block] = assigned
+
     def disconnect(self) -> None:
         """The stream is gone: every row is released, and what still ran is preempted by that."""
         self.connected = False
@@ -139,7 +147,39 @@ class Replica:
     def load(self) -> Load:
         """How busy it is."""
         backlog = sum(sequence.num_prefill_left for sequence in self.prefilling)
-        return Load(backlog, self.num_rows_taken, self.speed.prefill_token_s)
+        return Load(backlog, self.num_rows_taken)
+
+    @property
+    def in_flight_s(self) -> float:
+        """Seconds that the commands in flight take together, as far as is known."""
+        speed = self.speed
+        return sum(
+            record.decode_steps * speed.decode_step_s + record.prefill_tokens * speed.prefill_token_s
+            for record in self.in_flight
+        )
+
+    def chunk_budget(self, num_live: int, *, is_shared: bool) -> int:
+        """Prompt positions that the next step takes beside `num_live` rows that decode."""
+        limits, speed = self.limits, self.speed
+        most = self.max_step_tokens - num_live
+        bounds = [limits.itl_target_s] if num_live else []
+        if is_shared:
+            bounds.append(limits.shared_step_s)
+        return chunk_budget(
+            most,
+            step_s=min((bound for bound in bounds if bound > 0.0), default=0.0),
+            decode_step_s=speed.decode_step_s if num_live else 0.0,
+            prefill_token_s=speed.prefill_token_s,
+        )
+
+    def tokens_per_s(self, *, is_shared: bool) -> float:
+        """Prompt positions per second beside what runs now, 0 while unknown."""
+        token_s = self.speed.prefill_token_s
+        if token_s <= 0.0:
+            return 0.0
+        num_live = len(self.rows.live())
+        chunk = max(1, self.chunk_budget(num_live, is_shared=is_shared))
+        return chunk / (chunk * token_s + (self.speed.decode_step_s if num_live else 0.0))
 
     def running(self) -> Iterator[Sequence]:
         """Sequences that hold a row and keep it."""

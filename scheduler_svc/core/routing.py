@@ -1,21 +1,21 @@
 """Which replica a sequence goes to.
 
-The cost of a replica for a sequence is the time until its first token there, in seconds:
+The cost of a replica for a sequence is the work before its first token there, in token positions:
 
-    cost = (uncached + backlog + ROW_TOKENS * rows) * token_s
+    cost = uncached + backlog + ROW_POSITIONS * rows
 
 where `uncached` are the sequence's positions whose KV the replica does not have (nor is computing), `backlog`
-the prompt positions of others that it still has to compute, `rows` the sequences it runs, each of which slows
-every step by about as much as ROW_TOKENS prompt positions, and `token_s` its measured time per prompt position.
-So a long cached prefix draws a sequence to a replica until the others wait less. The same function chooses
-between the replicas of several schedulers (`scheduler_svc/redirection.py`).
+the prompt positions of others that it still has to compute, and `rows` the sequences it runs, each of which slows
+every step by about as much as ROW_POSITIONS prompt positions. So a long cached prefix draws a sequence to a
+replica until the others wait less. Positions, not seconds: the replicas of a model are alike, and the noise in
+their measured speeds would send work astray. The same function chooses between the replicas of several
+schedulers (`scheduler_svc/redirection.py`).
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-ROW_TOKENS = 8
-_UNKNOWN_TOKEN_S = 1e-4
+ROW_POSITIONS = 8
 
 
 class Load(NamedTuple):
@@ -25,8 +25,6 @@ class Load(NamedTuple):
     """Prompt positions of placed sequences still to compute."""
     rows: int
     """Sequences on it."""
-    token_s: float
-    """Seconds per prompt position, 0 while unknown."""
 
 
 class Offer(NamedTuple):
@@ -38,11 +36,9 @@ class Offer(NamedTuple):
     """Positions that it would have to compute."""
 
 
-def cost_s(offer: Offer) -> float:
-    """Seconds until the first token, as the module says."""
-    load = offer.load
-    work = offer.uncached + load.backlog + ROW_TOKENS * load.rows
-    return work * (load.token_s or _UNKNOWN_TOKEN_S)
+def cost(offer: Offer) -> int:
+    """Positions before the first token, as the module says."""
+    return offer.uncached + offer.load.backlog + ROW_POSITIONS * offer.load.rows
 
 
 Route = Callable[[int, Sequence[Offer]], Offer]
@@ -51,4 +47,4 @@ Route = Callable[[int, Sequence[Offer]], Offer]
 
 def cheapest(order: int, offers: Iterable[Offer]) -> Offer:
     """The offer of the lowest cost; the first of equals in the order of names."""
-    return min(offers, key=lambda offer: (cost_s(offer), offer.name))
+    return min(offers, key=lambda offer: (cost(offer), offer.name))

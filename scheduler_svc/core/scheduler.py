@@ -6,7 +6,7 @@ replica until it gives no command, then `take_updates` and `take_endings`. Times
 clock.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from scheduler_svc.core.limits import Limits
 from scheduler_svc.core.placement import Placement
 from scheduler_svc.core.queue import WaitingQueue
 from scheduler_svc.core.replica import Replica
-from scheduler_svc.core.routing import Route, cheapest
+from scheduler_svc.core.routing import Offer, Route, cheapest
 from scheduler_svc.core.sequence import LeaveReason, Request, Sequence, SequenceState
 from scheduler_svc.core.step_tokens import ProtocolError, StepTokens
 from scheduler_svc.core.tenants import Tenant, Tenants
@@ -64,19 +64,30 @@ class Scheduler:
         self.abilities: Abilities | None = None
         """What the replicas can take; None until a worker has described itself."""
         self._limits = limits
-        self._placement = Placement(self.queue, self.replicas, route)
+        self._placement = Placement(self.queue, self.replicas, limits, route)
         self._requests: dict[int, dict[int, Request]] = {}
         self._deadlines = Deadlines()
         self._num_arrived = 0
+        self._mean_output = 0.0
+        """Smoothed number of tokens that sequences generate."""
         self._updates: dict[int, list[scheduler_pb2.TokenBatch]] = {}
         self._endings: list[Ending] = []
 
     # -- workers
 
     def attach(
-        self, name: str, description: worker_pb2.WorkerDescription, lease_epoch: int, now: float
+        self,
+        name: str,
+        description: worker_pb2.WorkerDescription,
+        lease_epoch: int,
+        now: float,
+        adopted: Iterable[tuple[bytes, int, tuple[int, int]]] = (),
     ) -> None:
-        """A worker's stream has opened. Raises ProtocolError for one that cannot serve beside the others."""
+        """A worker's stream has opened. Raises ProtocolError for one that cannot serve beside the others.
+
+        `adopted`: hash, block, and (lease epoch, step id) of the assigning command, of blocks known to hold their
+        content from before.
+        """
         others = [r for r in self.replicas.values() if r.connected and r.name != name]
         if self.abilities is not None and (others or self.num_requests):
             served = self.abilities.model
@@ -96,6 +107,7 @@ class Scheduler:
         if replica is None:
             replica = self.replicas[name] = Replica(name, self._limits)
         replica.connect(description, lease_epoch)
+        replica.adopt(adopted)
         for tenant in self.tenants:
             replica.set_policy(tenant)
         self.abilities = Abilities.of(description, (other.description for other in self.replicas.values()))
@@ -145,14 +157,25 @@ class Scheduler:
             self.cancel(client, handle, now)
             raise InvalidRequest(f"handle {handle} is in use")
         tenant = self._tenant(asked)
+        self.tenants.note_request(tenant, now)
         request = make_request(
             client, handle, asked, tenant, seed, now, self._num_arrived, self.abilities, self._limits
         )
         request.predicted_ttft_s = admit(
-            Backlog.of(self.queue, self.replicas.values(), self.tenants, tenant),
+            Backlog.of(
+                self.queue,
+                self.replicas.values(),
+                self.tenants,
+                tenant,
+                is_shared=self.tenants.are_several(now),
+            ),
             self._limits,
             num_sequences=len(request.sequences),
             num_tokens=self._num_uncached(request),
+            output_tokens=min(
+                self._mean_output,
+                request.sequences[0].max_total_tokens - len(request.sequences[0].token_ids),
+            ),
             timeout_s=asked.timeout_s if asked.HasField("timeout_s") else None,
         )
         self._num_arrived += len(request.sequences)
@@ -172,6 +195,27 @@ class Scheduler:
         for replica in self.replicas.values():
             replica.set_policy(tenant)
         return tenant
+
+    def offers(self, asked: scheduler_pb2.TokenRequest) -> tuple[list[bytes], list[Offer]]:
+        """Hashes of a request's full prompt blocks, and what each replica could do for it, the queue counted in.
+
+        Raises InvalidRequest, as `add` would.
+        """
+        if self.abilities is None:
+            return [], []
+        request = make_request(
+            0, 0, asked, Tenant(asked.tenant, 0), 0, 0.0, self._num_arrived, self.abilities, self._limits
+        )
+        sequence = request.sequences[0]
+        connected = [r for r in self.replicas.values() if r.connected and not r.draining]
+        waiting = self.queue.num_tokens // max(1, len(connected))
+        offers = []
+        for replica in connected:
+            load = replica.load
+            uncached = replica.num_uncached(sequence, replica.find_prefix(sequence))
+            offers.append(Offer(replica.name, load._replace(backlog=load.backlog + waiting), uncached))
+        count = (len(sequence.token_ids) - 1) // self.abilities.block_size
+        return list(sequence.hash_blocks(count, self.abilities.block_size)), offers
 
     def _num_uncached(self, request: Request) -> int:
         """Prompt positions of a new request that its best replica would have to compute."""
@@ -251,7 +295,9 @@ class Scheduler:
         replica = self.replicas[name]
         for misfit in self._placement.fill(replica, now):
             self._refuse_misfit(misfit, now)
-        command = next_command(replica, prompts_wait=len(self.queue) > 0)
+        command = next_command(
+            replica, prompts_wait=len(self.queue) > 0, is_shared=self.tenants.are_several(now)
+        )
         self._settle_released(replica, now)
         return command
 
@@ -354,6 +400,8 @@ class Scheduler:
         usage = sequence.usage()
         self._endings.append(Ending(sequence, reason, usage))
         self.tenants.leave(request.tenant)
+        if reason in (types_pb2.FINISH_REASON_STOP, types_pb2.FINISH_REASON_LENGTH):
+            self._mean_output += 0.05 * (sequence.num_output_tokens - self._mean_output)
         request.num_unfinished -= 1
         if request.num_unfinished == 0:
             self._forget(request)

@@ -7,6 +7,7 @@ comes back from idleness is lifted to the lowest counter of those active, so tha
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from quire.v1 import types_pb2
 PROMPT_TOKEN_COST = 1.0
 OUTPUT_TOKEN_COST = 2.0
 
+RECENTLY_S = 10.0
 _FORGET_ABOVE = 1024
 
 
@@ -54,6 +56,11 @@ class Tenants:
         self._by_name: dict[str, Tenant] = {}
         self._by_index: list[Tenant | None] = []
         self._free_indices: list[int] = []
+        self._num_active = 0
+        self._latest: Tenant | None = None
+        self._latest_at = -inf
+        self._second_at = -inf
+        """When anybody but the latest tenant asked last."""
         self._level = 0.0
         """The lowest counter that a tenant coming back is given, while nobody is active."""
 
@@ -77,9 +84,20 @@ class Tenants:
             tenant.kv_ceiling = policy.kv_ceiling or 1.0
         return tenant
 
+    def note_request(self, tenant: Tenant, now: float) -> None:
+        """The tenant asks for something at `now` (seconds)."""
+        if tenant is not self._latest:
+            self._latest, self._second_at = tenant, self._latest_at
+        self._latest_at = now
+
+    def are_several(self, now: float) -> bool:
+        """Whether more than one tenant has work, or had asked for some a moment ago."""
+        return self._num_active > 1 or now - self._second_at < RECENTLY_S
+
     def enter(self, tenant: Tenant) -> None:
         """One more of the tenant's sequences is active."""
         if tenant.num_active == 0:
+            self._num_active += 1
             active = [other.service for other in self._by_name.values() if other.num_active]
             self._level = min(active) if active else self._level
             tenant.service = max(tenant.service, self._level)
@@ -90,6 +108,7 @@ class Tenants:
         tenant.num_active -= 1
         assert tenant.num_active >= 0, f"tenant {tenant.name!r} left more often than it came"
         if tenant.num_active == 0:
+            self._num_active -= 1
             self._level = max(self._level, tenant.service)
 
     def charge(self, tenant: Tenant, cost: float) -> None:
@@ -112,6 +131,7 @@ class Tenants:
 
     def check_integrity(self) -> None:
         """Assert that names and indices agree."""
+        assert self._num_active == sum(tenant.num_active > 0 for tenant in self)
         known = {tenant.index: tenant for tenant in self._by_name.values()}
         assert {i: t for i, t in enumerate(self._by_index) if t is not None} == known
         assert all(t.num_pending >= 0 and t.num_waiting_tokens >= 0 for t in self._by_name.values())

@@ -19,18 +19,17 @@ def test_prompts_are_served_in_order() -> None:
 
 
 def test_short_prompts_overtake_a_long_one_within_half_the_budget() -> None:
-    assert share_budget([1000, 30, 2000, 40, 50], 200, short=64) == [130, 30, 0, 40, 0]
+    assert share_budget([1000, 30, 2000, 40, 50], 200, short=64) == [100, 30, 0, 40, 30]
 
 
 def test_prompts_are_cut_so_that_a_step_keeps_the_target() -> None:
-    def budget(itl_target_s: float, prefill_token_s: float) -> int:
-        return chunk_budget(
-            2048, itl_target_s=itl_target_s, decode_step_s=0.01, prefill_token_s=prefill_token_s
-        )
+    def budget(step_s: float, prefill_token_s: float) -> int:
+        return chunk_budget(2048, step_s=step_s, decode_step_s=0.01, prefill_token_s=prefill_token_s)
 
     assert budget(0.05, 1e-4) == 400
     assert budget(0.05, 1e-6) == 2048
-    assert budget(0.005, 1e-4) == MIN_CHUNK_TOKENS
+    assert budget(0.005, 1e-4) == 100, "as long as decoding takes"
+    assert budget(0.005, 1e-3) == MIN_CHUNK_TOKENS
     assert budget(0.0, 1e-4) == budget(0.05, 0.0) == 2048
 
 

@@ -41,8 +41,8 @@ def free_at_removal(patch: pytest.MonkeyPatch) -> None:
     """Rows and blocks go back when the command that removes them is sent: a worker in order would not notice."""
     next_command = commands.next_command
 
-    def next_and_free(replica: Replica, *, prompts_wait: bool) -> object:
-        command = next_command(replica, prompts_wait=prompts_wait)
+    def next_and_free(replica: Replica, **flags: bool) -> object:
+        command = next_command(replica, **flags)
         if command is not None:
             replica.release_removed(replica.in_flight[-1])
             replica.in_flight[-1].removed = []
@@ -55,8 +55,10 @@ def commit_early(patch: pytest.MonkeyPatch) -> None:
     """A prompt's blocks can be found when they are to be computed, not when they have been."""
     prefill = commands._prefill
 
-    def prefill_and_commit(replica: Replica, command: object, record: InFlight, num_live: int) -> None:
-        prefill(replica, command, record, num_live)
+    def prefill_and_commit(
+        replica: Replica, command: object, record: InFlight, num_live: int, **flags: bool
+    ) -> None:
+        prefill(replica, command, record, num_live, **flags)
         for chosen, end in record.chunks:
             retired, chosen.chunk_retired = chosen.chunk_retired, end
             replica.commit_blocks([chosen])

@@ -1,0 +1,90 @@
+"""What a worker's blocks still hold when a scheduler takes it over: index entries that the worker confirms."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import grpc
+import structlog
+
+from quire.packing import pack_int32, unpack_uint64
+from quire.redis_client import RedisFailure
+from quire.v1 import worker_pb2, worker_pb2_grpc
+from scheduler_svc import metrics
+from scheduler_svc.prefix_index import Entry, PrefixIndex
+
+log = structlog.get_logger()
+
+_TIMEOUT_S = 2.0
+_UINT64 = 2**64
+
+
+class AdoptedBlock(NamedTuple):
+    """A block whose content is known from before."""
+
+    block_hash: bytes
+    block: int
+    assigned: tuple[int, int]
+    """(lease epoch, step id) of the command that assigned it."""
+
+
+async def confirmed_blocks(
+    index: PrefixIndex, stub: "worker_pb2_grpc.WorkerAsyncStub", description: worker_pb2.WorkerDescription
+) -> list[AdoptedBlock]:
+    """The entries of this worker process whose blocks nobody was given since, in no order.
+
+    Nothing if the index or the worker does not answer, or if a sampled block's content is not what was published.
+    """
+    try:
+        entries = await index.load(description.worker_id, description.worker_epoch)
+        if not entries:
+            return []
+        state = await stub.DescribeBlocks(worker_pb2.DescribeBlocksRequest(), timeout=_TIMEOUT_S)
+        if state.worker_epoch != description.worker_epoch:
+            return []
+        standing = _standing(entries, state)
+        is_sound = await _is_sound(standing, stub)
+    except (*RedisFailure, grpc.aio.AioRpcError, ValueError) as error:
+        log.warning("a worker's cache is not adopted", worker=description.worker_id, error=str(error))
+        return []
+    metrics.index_refused.inc(len(entries) - len(standing))
+    if not is_sound:
+        log.error("sampled blocks do not hold what was published", worker=description.worker_id)
+        return []
+    metrics.index_adopted.inc(len(standing))
+    log.info(
+        "a worker's cache is adopted",
+        worker=description.worker_id,
+        blocks=len(standing),
+        refused=len(entries) - len(standing),
+    )
+    return [AdoptedBlock(block_hash, entry.block, entry.assigned) for block_hash, entry in standing.items()]
+
+
+def _standing(entries: Mapping[bytes, Entry], state: worker_pb2.DescribeBlocksResponse) -> dict[bytes, Entry]:
+    """Entries whose block was last assigned by the command that they name. Raises ValueError."""
+    lease_epochs, step_ids = unpack_uint64(state.lease_epochs), unpack_uint64(state.step_ids)
+    if len(lease_epochs) != len(step_ids):
+        raise ValueError("the worker's columns disagree")
+    assigned = list(zip(lease_epochs.tolist(), step_ids.tolist(), strict=True))
+    return {
+        block_hash: entry
+        for block_hash, entry in entries.items()
+        if 0 <= entry.block < len(assigned) and assigned[entry.block] == entry.assigned
+    }
+
+
+async def _is_sound(standing: Mapping[bytes, Entry], stub: "worker_pb2_grpc.WorkerAsyncStub") -> bool:
+    """Whether every block whose checksum was kept has it still."""
+    sampled = {entry.block: entry.checksum for entry in standing.values() if entry.checksum is not None}
+    if not sampled:
+        return True
+    found = await checksums(stub, list(sampled))
+    return found == sampled
+
+
+async def checksums(stub: "worker_pb2_grpc.WorkerAsyncStub", blocks: list[int]) -> dict[int, int]:
+    """Checksum of each block, as the worker computes it now. Raises AioRpcError."""
+    request = worker_pb2.DescribeBlocksRequest(block_ids=pack_int32(blocks), with_checksums=True)
+    answer = await stub.DescribeBlocks(request, timeout=_TIMEOUT_S)
+    values = unpack_uint64(answer.checksums).tolist()
+    return {block: value % _UINT64 for block, value in zip(blocks, values, strict=True)}
