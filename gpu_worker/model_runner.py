@@ -1,147 +1,141 @@
-"""Executes StepCommands: applies the delta to rows, runs the steps, and says what was sampled.
+"""Executes StepCommands: applies the delta to rows, launches the steps, and lets go of them.
 
-Order and meaning of a command are those of `StepCommand` in protos/quire/v1/worker.proto. After a command that breaks
-the protocol the rows are in no defined state: the caller ends the stream, and `clear`s them for the next one.
+Order and meaning of a command are those of `StepCommand` in protos/quire/v1/worker.proto. Everything that a command
+needs goes to the device in one copy, everything that it makes comes back in one; in between nothing waits for the
+device, so commands queue up on a GPU. After a command that breaks the protocol the rows are in no defined state: the
+caller ends the stream, and `clear`s them for the next one.
 """
 
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from gpu_worker.decode_graphs import DecodeGraphs
+from gpu_worker.delta import Delta, unpack_delta
+from gpu_worker.device_rows import DeviceRows, RowChanges
 from gpu_worker.kv_cache import KvCache
-from gpu_worker.models.decoder import AttentionInputs, Decoder
+from gpu_worker.launched_step import LaunchedStep
+from gpu_worker.model_steps import EditedDraw, ModelSteps
+from gpu_worker.models.decoder import Decoder
+from gpu_worker.row_sampling import DrawKind, DrawPlan, RowSampling
 from gpu_worker.row_table import RowTable
-from gpu_worker.sampler import NO_LOGPROBS, Sampler
-from gpu_worker.step_output import SampledStep, StepOutput
-from kernels.logprobs import logprobs
-from quire.errors import Internal, InvalidRequest, QuireError
-from quire.packing import unpack_int32, unpack_uint32
-from quire.v1 import types_pb2, worker_pb2
+from gpu_worker.sampler import Sampler
+from gpu_worker.step_batch import StepBatch, lay_out
+from gpu_worker.step_output import CommandOutline, RowFailure
+from gpu_worker.step_slots import SlotRing
+from quire.errors import InvalidRequest, QuireError
+from quire.packing import unpack_int32
+from quire.v1 import worker_pb2
 
-
-@dataclass(slots=True)
-class Batch:
-    """The tokens of one forward pass, row after row."""
-
-    rows: list[int] = field(default_factory=list)
-    token_ids: list[torch.Tensor] = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)
-    """Position of each row's first token."""
-    sampled: list[int] = field(default_factory=list)
-    """Indices into `rows` of those that sample a token after this pass."""
+# One that runs, two that wait on the device, one whose result is being read.
+_SLOTS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Delta:
-    """A command's columns, unpacked and checked."""
+class Applied:
+    """What a command's delta means for the device."""
 
-    remove_rows: list[int]
-    append_rows: list[int]
-    append_counts: list[int]
-    append_block_ids: np.ndarray[tuple[int], np.dtype[np.int32]]
-    copy_from: torch.Tensor
-    copy_to: torch.Tensor
-    prefill_rows: list[int]
-    prefill_counts: list[int]
+    changes: RowChanges
+    failures: list[RowFailure] = field(default_factory=list)
+    counted: list[worker_pb2.RowAdd] = field(default_factory=list)
+    """Rows with penalties, whose tokens have to be counted."""
 
 
 class ModelRunner:
-    """Owns the model, the KV cache and the rows of one device. Not for use by two threads."""
+    """Owns the model, the KV cache and the rows of one device. `launch` is for one thread."""
 
     def __init__(
         self, decoder: Decoder, cache: KvCache, *, limits: worker_pb2.WorkerDescription, device: torch.device
     ) -> None:
-        self._decoder = decoder
         self._cache = cache
         self._limits = limits
-        self._device = device
-        max_len = limits.model.max_model_len
-        self.rows = RowTable(limits.max_rows, max_len, cache.num_blocks, cache.block_size, device)
-        self._sampler = Sampler(limits.max_rows, decoder.config.vocab_size, limits.max_logprobs, device)
+        max_rows, vocab_size = limits.max_rows, decoder.config.vocab_size
+        self.rows = RowTable(max_rows, limits.model.max_model_len, cache.num_blocks, cache.block_size)
+        self._sampling = RowSampling(max_rows, vocab_size, limits.max_logprobs)
+        self._device_rows = DeviceRows(max_rows, self.rows.max_blocks, device)
+        self._sampler = Sampler(self._device_rows, vocab_size)
+        self._slots = SlotRing(_SLOTS, limits.max_decode_steps, max_rows, device)
+        self._steps = ModelSteps(decoder, cache, self._device_rows, self._sampler, self._slots.results)
+        self._graphs = DecodeGraphs(self._steps)
         self.steps_executed = 0
-        self.tokens_computed = 0
+
+    def capture_graphs(self) -> float:
+        """Record the decode steps, on a GPU; returns seconds. Without it they are launched kernel by kernel."""
+        return self._graphs.capture(self._limits.max_rows)
 
     def clear(self) -> None:
         """Remove every row; blocks keep their content."""
         self.rows.clear()
 
     @torch.inference_mode()
-    def execute(self, command: worker_pb2.StepCommand) -> worker_pb2.StepResult:
-        """Run a command. Raises InvalidRequest if it breaks the protocol; `clear` comes next then."""
-        started = time.perf_counter()
-        delta = self._check(command)
-        output = StepOutput(command.step_id, self.rows.epochs)
-        before = self.tokens_computed
-        self._apply(command, delta, output)
+    def launch(self, command: worker_pb2.StepCommand) -> LaunchedStep:
+        """Hand a command to the device; blocks only while too many have not been waited for.
+
+        Raises InvalidRequest if it breaks the protocol; `clear` comes next then.
+        """
+        delta = unpack_delta(command)
+        self._check(command, delta)
+        applied = self._apply(command, delta)
         self._check_blocks(delta, command.decode_steps)
-        self._mixed_step(delta, command.decode_steps, output)
-        for _ in range(1, command.decode_steps):
-            self._decode_step(output)
-        return output.result(self.tokens_computed - before, time.perf_counter() - started)
+        batch = lay_out(self.rows, delta.prefill_rows, delta.prefill_counts, command.decode_steps)
+        rows = np.array(batch.rows, np.uint32)
+        plan = self._sampling.plan(batch.rows, self.rows.num_issued[rows])
+        num_steps = command.decode_steps if batch.rows else 0
+        if batch.prefill:
+            num_steps = max(1, num_steps)
+        self.rows.count_issued(batch.rows, num_steps)
+        self.steps_executed += num_steps
+        outline = CommandOutline(
+            command.step_id, rows, self.rows.epochs[rows], plan.num_logprobs, num_steps, batch.num_decoding,
+            batch.num_prefilled, applied.failures,
+        )  # fmt: skip
+        return self._launch(delta, applied, batch, plan, outline)
 
-    # -- the delta
+    # -- the host's part
 
-    def _check(self, command: worker_pb2.StepCommand) -> Delta:
+    def _check(self, command: worker_pb2.StepCommand, delta: Delta) -> None:
         """Everything that can be known before the rows change."""
         if command.decode_steps > self._limits.max_decode_steps:
             raise InvalidRequest(f"decode_steps is at most {self._limits.max_decode_steps}")
-        try:
-            delta = Delta(
-                remove_rows=unpack_uint32(command.remove_rows).tolist(),
-                append_rows=unpack_uint32(command.append_rows).tolist(),
-                append_counts=unpack_uint32(command.append_num_blocks).tolist(),
-                append_block_ids=unpack_int32(command.append_block_ids),
-                copy_from=torch.from_numpy(unpack_int32(command.copy_from_block_ids).astype(np.int64)),
-                copy_to=torch.from_numpy(unpack_int32(command.copy_to_block_ids).astype(np.int64)),
-                prefill_rows=unpack_uint32(command.prefill_rows).tolist(),
-                prefill_counts=unpack_uint32(command.prefill_num_tokens).tolist(),
-            )
-        except ValueError:
-            raise InvalidRequest("an array's length does not divide") from None
         self.rows.check_removable(delta.remove_rows)
-        if len(delta.copy_from) != len(delta.copy_to):
-            raise InvalidRequest("copy: the columns disagree")
-        for blocks in (delta.copy_from, delta.copy_to):
-            self.rows.check_blocks(blocks.tolist())
-        self.rows.check_blocks(delta.append_block_ids.tolist())
-        added = [item.row for item in command.add_rows]
-        if len(set(added)) != len(added):
-            raise InvalidRequest("add: a row is named twice")
-        for item in command.add_rows:
-            self.rows.check_addable(item, delta.remove_rows)
-        return delta
+        for blocks in (delta.copy_from, delta.copy_to, delta.append_block_ids):
+            self.rows.check_blocks(blocks)
+        self.rows.check_addable(command.add_rows, delta.remove_rows)
 
-    def _apply(self, command: worker_pb2.StepCommand, delta: Delta, output: StepOutput) -> None:
+    def _apply(self, command: worker_pb2.StepCommand, delta: Delta) -> Applied:
+        """Bring the host's mirror up to date."""
+        applied = Applied(RowChanges(self.rows.max_blocks))
         for row in delta.remove_rows:
             self.rows.remove(row)
-        if len(delta.copy_from):
-            self._cache.copy_blocks(delta.copy_from.to(self._device), delta.copy_to.to(self._device))
         for added in command.add_rows:
-            self._add_row(added, output)
+            self._add_row(added, applied)
         self.rows.check_appendable(delta.append_rows, delta.append_counts, len(delta.append_block_ids))
         start = 0
         for row, count in zip(delta.append_rows, delta.append_counts, strict=True):
-            self.rows.append_blocks(row, delta.append_block_ids[start : start + count])
+            block_ids = delta.append_block_ids[start : start + count]
+            applied.changes.add_blocks(row, int(self.rows.num_blocks[row]), block_ids)
+            self.rows.append_blocks(row, block_ids)
             start += count
+        return applied
 
-    def _add_row(self, added: worker_pb2.RowAdd, output: StepOutput) -> None:
+    def _add_row(self, added: worker_pb2.RowAdd, applied: Applied) -> None:
         """A row that cannot be sampled as asked fails alone."""
-        token_ids = torch.from_numpy(unpack_int32(added.token_ids).astype(np.int64)).to(self._device)
-        self.rows.add(added, token_ids)
+        row = added.row
+        self.rows.add(added)
         try:
-            self._sampler.check(added)
-            self._sampler.add(added, token_ids)
+            self._sampling.check(added)
         except (QuireError, ValueError) as error:
-            problem = error if isinstance(error, QuireError) else InvalidRequest(f"row {added.row}: {error}")
-            self._fail(added.row, problem, output)
-
-    def _fail(self, row: int, error: QuireError, output: StepOutput) -> None:
-        self.rows.fail(row)
-        output.add_error(row, error)
-
-    # -- the steps
+            problem = error if isinstance(error, QuireError) else InvalidRequest(f"row {row}: {error}")
+            self.rows.fail(row)
+            applied.failures.append(RowFailure(row, added.epoch, problem))
+            return
+        self._sampling.add(added, applied.changes)
+        applied.changes.add_blocks(row, 0, unpack_int32(added.block_ids))
+        if self._sampling.is_penalised(row):
+            applied.counted.append(added)
 
     def _check_blocks(self, delta: Delta, decode_steps: int) -> None:
         """Prompts and rows that decode have the blocks that their tokens need."""
@@ -159,81 +153,79 @@ class ModelRunner:
         ]
         rows.check_decode(decode_steps, ending)
 
-    def _mixed_step(self, delta: Delta, decode_steps: int, output: StepOutput) -> None:
-        batch = Batch()
-        for row in self.rows.decoding_rows() if decode_steps else []:
-            self._add_decode(batch, row)
-        for row, count in zip(delta.prefill_rows, delta.prefill_counts, strict=True):
-            tokens, start, ends = self.rows.take_chunk(row, count)
-            if self.rows.failed[row]:
-                continue
-            if ends:
-                batch.sampled.append(len(batch.rows))
-            batch.rows.append(row)
-            batch.token_ids.append(tokens)
-            batch.starts.append(start)
-        self._run(batch, output)
+    # -- the device's part
 
-    def _decode_step(self, output: StepOutput) -> None:
-        batch = Batch()
-        for row in self.rows.decoding_rows():
-            self._add_decode(batch, row)
-        self._run(batch, output)
+    def _launch(
+        self, delta: Delta, applied: Applied, batch: StepBatch, plan: DrawPlan, outline: CommandOutline
+    ) -> LaunchedStep:
+        num_rows = len(batch.rows)
+        graph_size = self._graphs.size_for(num_rows)
+        slot = self._slots.take()
+        try:
+            fill = [self._device_rows.fill_row] * ((graph_size or num_rows) - num_rows)
+            control = [self._slots.first_step(slot) - 1, *batch.rows, *fill]
+            staged = slot.upload(
+                {"control": np.array(control, np.int64)}
+                | applied.changes.arrays()
+                | _other_arrays(delta, applied)
+                | batch.prefill
+                | dict(plan.edits)
+            )
+            slot.start()
+            self._update(staged, applied)
+            edited = EditedDraw(plan, {name: staged[name] for name in plan.edits})
+            self._run(batch, staged, edited, graph_size, outline.num_steps)
+            logprobs = slot.finish(outline.num_steps, edited.logprobs)
+        except BaseException:
+            self._slots.give_back(slot)
+            raise
+        return LaunchedStep(outline, slot, self._slots, logprobs, edited.logprobs, self.rows.num_used)
 
-    def _add_decode(self, batch: Batch, row: int) -> None:
-        batch.sampled.append(len(batch.rows))
-        batch.rows.append(row)
-        batch.token_ids.append(self.rows.last_token[row : row + 1])
-        batch.starts.append(int(self.rows.num_issued[row]) - 1)
+    def _update(self, staged: Mapping[str, torch.Tensor], applied: Applied) -> None:
+        """Bring the device's rows up to date, and copy blocks."""
+        if "copy_from" in staged:
+            self._cache.copy_blocks(staged["copy_from"], staged["copy_to"])
+        self._device_rows.update(staged)
+        start = 0
+        for added in applied.counted:
+            end = start + len(added.token_ids) // 4
+            self._sampler.count(added.row, staged["counted_tokens"][start:end], added.num_prompt_tokens)
+            start = end
+        self._steps.set_batch(staged["control"])
 
-    def _run(self, batch: Batch, output: StepOutput) -> None:
-        if not batch.rows:
+    def _run(
+        self,
+        batch: StepBatch,
+        staged: Mapping[str, torch.Tensor],
+        edited: EditedDraw,
+        graph_size: int | None,
+        num_steps: int,
+    ) -> None:
+        num_rows, kind = len(batch.rows), edited.plan.kind
+        if batch.prefill:
+            logits = self._steps.mixed_logits(batch.num_decoding, staged)
+            if num_rows:
+                self._steps.draw(num_rows, logits, kind, edited)
+            num_steps -= 1
+        if num_rows == 0:
             return
-        lengths = [len(tokens) for tokens in batch.token_ids]
-        inputs = self._inputs(batch, lengths)
-        hidden = self._decoder.forward(torch.cat(batch.token_ids), inputs, self._cache)
-        self.steps_executed += 1
-        self.tokens_computed += sum(lengths)
-        if batch.sampled:
-            ends = np.cumsum(lengths)[batch.sampled] - 1
-            rows = [batch.rows[index] for index in batch.sampled]
-            self._sample(rows, self._decoder.logits(hidden[torch.from_numpy(ends).to(self._device)]), output)
+        for _ in range(num_steps):
+            if kind == DrawKind.EDITED:
+                replayed = self._graphs.replay_logits(graph_size) if graph_size else None
+                logits = replayed if replayed is not None else self._steps.decode_logits(num_rows)
+                self._steps.draw(num_rows, logits[:num_rows], kind, edited)
+            elif graph_size:
+                self._graphs.replay(graph_size, kind)
+            else:
+                self._steps.decode(num_rows, kind)
 
-    def _inputs(self, batch: Batch, lengths: list[int]) -> AttentionInputs:
-        positions_of = [np.arange(start, start + n) for start, n in zip(batch.starts, lengths, strict=True)]
-        positions = torch.from_numpy(np.concatenate(positions_of)).to(self._device)
-        query_lens = torch.tensor(lengths, device=self._device)
-        tables = self.rows.block_table[batch.rows]
-        entries = torch.repeat_interleave(torch.arange(len(lengths), device=self._device), query_lens)
-        block_size = self._cache.block_size
-        slots = tables[entries, positions // block_size] * block_size + positions % block_size
-        context_lens = torch.tensor(batch.starts, device=self._device) + query_lens
-        return AttentionInputs(positions, slots, tables, query_lens, context_lens)
 
-    def _sample(self, rows: list[int], logits: torch.Tensor, output: StepOutput) -> None:
-        """Draw a token for each row, keep it in the row, and set the done flags of those that end by it."""
-        is_bad = ~torch.isfinite(logits.sum(dim=-1))
-        if bool(is_bad.any()):
-            for entry in torch.nonzero(is_bad)[:, 0].tolist():
-                self._fail(rows[entry], Internal("the model's output is not a number"), output)
-            good = torch.nonzero(~is_bad)[:, 0]
-            rows, logits = [rows[entry] for entry in good.tolist()], logits[good]
-            if not rows:
-                return
-        table, index = self.rows, torch.tensor(rows, device=self._device)
-        tokens = self._sampler.draw(rows, logits, table.num_tokens[index])
-        num_tokens = table.num_tokens[index] + 1
-        table.last_token[index], table.num_tokens[index] = tokens, num_tokens
-        stopped = self._sampler.stopped(rows, tokens)
-        at_limit = num_tokens >= table.max_total_tokens[index]
-        table.done[index] = stopped | at_limit
-        table.count_issued(rows)
-        reasons = torch.where(
-            stopped, types_pb2.FINISH_REASON_STOP, torch.where(at_limit, types_pb2.FINISH_REASON_LENGTH, 0)
-        )
-        step = SampledStep(rows, tokens.cpu().numpy(), reasons.cpu().numpy())
-        num_top = int(self._sampler.num_logprobs[rows].max())
-        if num_top > NO_LOGPROBS:
-            chosen, top_ids, top = logprobs(logits, tokens, num_top)
-            step.add_logprobs(self._sampler.num_logprobs[rows], chosen, top_ids, top)
-        output.add(step)
+def _other_arrays(delta: Delta, applied: Applied) -> dict[str, NDArray[np.generic]]:
+    arrays: dict[str, NDArray[np.generic]] = {}
+    if len(delta.copy_from):
+        arrays["copy_from"] = delta.copy_from.astype(np.int64)
+        arrays["copy_to"] = delta.copy_to.astype(np.int64)
+    if applied.counted:
+        tokens = [unpack_int32(added.token_ids) for added in applied.counted]
+        arrays["counted_tokens"] = np.concatenate(tokens).astype(np.int64)
+    return arrays

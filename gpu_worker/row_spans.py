@@ -20,23 +20,23 @@ class _Traced:
 
 
 class RowSpans:
-    """Watches commands and results of rows whose request is traced; does nothing when tracing is off."""
+    """Watches commands and results, in turn, of rows whose request is traced; does nothing when tracing is off."""
 
     def __init__(self) -> None:
         self._rows: dict[int, _Traced] = {}
 
-    def received(self, command: worker_pb2.StepCommand) -> None:
-        """Before a command is executed."""
+    def received(self, command: worker_pb2.StepCommand, at_ns: int) -> None:
+        """A command that was handed to the device at `at_ns` (Unix time); before its result."""
         if not telemetry.enabled():
             return
         for row in unpack_uint32(command.remove_rows).tolist():
             self._end(row)
         for added in command.add_rows:
             if added.trace.traceparent:
-                self._rows[added.row] = _Traced(added.trace, len(added.token_ids) // 4, time.time_ns())
+                self._rows[added.row] = _Traced(added.trace, len(added.token_ids) // 4, at_ns)
 
     def retired(self, result: worker_pb2.StepResult) -> None:
-        """After a command was executed."""
+        """A command's result."""
         if not self._rows:
             return
         now = time.time_ns()

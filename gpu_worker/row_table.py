@@ -1,15 +1,14 @@
-"""The row table: what a sequence is to the device, one row each, kept from the command that adds it to its removal.
+"""The host's mirror of the rows: what commands determine without looking at tokens.
 
-Columns named here are tensors on the device, [max_rows] unless said otherwise, and a step reads and writes them
-there: the next step's input token never passes through the host. The host mirrors only what commands determine
-without looking at tokens: which rows are in use, how long their prompts and block tables are, and how many tokens
-they will have at most.
+It runs ahead of the device: which rows are in use, how long their prompts and block tables are, and how many tokens
+they will have at most. What depends on tokens (the last one, whether a row is done) is on the device alone, in
+`device_rows.py`; that a row is done the host knows only from results, so until it is removed it counts as running.
 """
 
 from collections.abc import Iterable
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from quire.errors import InvalidRequest
 from quire.packing import unpack_int32
@@ -19,27 +18,13 @@ from quire.v1 import worker_pb2
 class RowTable:
     """`check_*` methods raise InvalidRequest and change nothing; the others trust what was checked."""
 
-    def __init__(
-        self, max_rows: int, max_model_len: int, num_blocks: int, block_size: int, device: torch.device
-    ) -> None:
+    def __init__(self, max_rows: int, max_model_len: int, num_blocks: int, block_size: int) -> None:
         self.max_rows = max_rows
         self.block_size = block_size
+        self.max_blocks = -(-max_model_len // block_size)
+        """Most blocks of one row."""
         self._max_model_len = max_model_len
         self._num_blocks = num_blocks
-        self._device = device
-
-        def column(value: float, dtype: torch.dtype) -> torch.Tensor:
-            return torch.full((max_rows,), value, dtype=dtype, device=device)
-
-        # -- the device's
-        self.last_token = column(0, torch.int64)
-        self.num_tokens = column(0, torch.int64)
-        """Tokens known, prompt and output; the last one's KV is not computed while the row decodes."""
-        self.max_total_tokens = column(0, torch.int64)
-        self.done = column(0, torch.bool)
-        tables = -(-max_model_len // block_size)
-        self.block_table = torch.zeros((max_rows, tables), dtype=torch.int64, device=device)
-        # -- the host's
         self.used = np.zeros(max_rows, np.bool_)
         self.epochs = np.zeros(max_rows, np.uint32)
         self.decoding = np.zeros(max_rows, np.bool_)
@@ -50,8 +35,8 @@ class RowTable:
         self.num_issued = np.zeros(max_rows, np.int64)
         """Tokens that the row has if no stop token comes: what commands so far lead to."""
         self._max_total = np.zeros(max_rows, np.int64)
-        self._tokens: dict[int, torch.Tensor] = {}
-        self._host_table = np.zeros((max_rows, tables), np.int32)
+        self._tokens: dict[int, NDArray[np.int32]] = {}
+        self._block_table = np.zeros((max_rows, self.max_blocks), np.int32)
         self._block_refs = np.zeros(num_blocks, np.int32)
 
     # -- rows come and go
@@ -66,12 +51,20 @@ class RowTable:
         """Free a row."""
         self.used[row] = self.decoding[row] = self.failed[row] = False
         self._tokens.pop(row, None)
-        np.subtract.at(self._block_refs, self._host_table[row, : self.num_blocks[row]], 1)
+        np.subtract.at(self._block_refs, self._block_table[row, : self.num_blocks[row]], 1)
         self.num_blocks[row] = 0
 
-    def check_addable(self, added: worker_pb2.RowAdd, removed: Iterable[int]) -> None:
-        """The row is free, or is freed by the same command, and its numbers agree."""
-        if added.row >= self.max_rows or (self.used[added.row] and added.row not in set(removed)):
+    def check_addable(self, added: Iterable[worker_pb2.RowAdd], removed: Iterable[int]) -> None:
+        """Rows named once each, free or freed by the same command, whose numbers agree."""
+        removed, seen = set(removed), set()
+        for item in added:
+            if item.row in seen:
+                raise InvalidRequest(f"add: row {item.row} is named twice")
+            seen.add(item.row)
+            self._check_add(item, item.row in removed)
+
+    def _check_add(self, added: worker_pb2.RowAdd, is_freed: bool) -> None:
+        if added.row >= self.max_rows or (self.used[added.row] and not is_freed):
             raise InvalidRequest(f"cannot add row {added.row}: it is in use or does not exist")
         if len(added.token_ids) % 4 or len(added.block_ids) % 4:
             raise InvalidRequest(f"row {added.row}: an array's length does not divide")
@@ -83,34 +76,34 @@ class RowTable:
             )
         if added.num_computed_tokens >= num_tokens:
             raise InvalidRequest(f"row {added.row}: nothing is left to compute")
-        self.check_blocks(unpack_int32(added.block_ids).tolist())
-        if len(added.block_ids) // 4 > self.block_table.shape[1]:
+        self.check_blocks(unpack_int32(added.block_ids))
+        if len(added.block_ids) // 4 > self.max_blocks:
             raise InvalidRequest(f"row {added.row}: its block table is too long")
 
-    def check_blocks(self, block_ids: Iterable[int]) -> None:
+    def check_blocks(self, block_ids: NDArray[np.int32]) -> None:
         """Blocks exist."""
-        if any(not 0 <= block < self._num_blocks for block in block_ids):
+        if len(block_ids) and not (int(block_ids.min()) >= 0 and int(block_ids.max()) < self._num_blocks):
             raise InvalidRequest(f"a block id is not below {self._num_blocks}")
 
-    def add(self, added: worker_pb2.RowAdd, token_ids: torch.Tensor) -> None:
-        """Take a row for a sequence whose tokens, int64 [n] on the device, are `token_ids`."""
-        row, num_tokens = added.row, len(token_ids)
+    def add(self, added: worker_pb2.RowAdd) -> None:
+        """Take a row for a sequence."""
+        row = added.row
         self.used[row], self.decoding[row], self.failed[row] = True, False, False
         self.epochs[row] = added.epoch
         self.num_prefilled[row] = added.num_computed_tokens
-        self.num_issued[row] = num_tokens
         self._max_total[row] = added.max_total_tokens
-        self._tokens[row] = token_ids
-        self.last_token[row] = token_ids[-1]
-        self.num_tokens[row] = num_tokens
-        self.max_total_tokens[row] = added.max_total_tokens
-        self.done[row] = False
+        self._tokens[row] = unpack_int32(added.token_ids)
+        self.num_issued[row] = len(self._tokens[row])
         self.append_blocks(row, unpack_int32(added.block_ids))
 
     def fail(self, row: int) -> None:
         """The row computes nothing more, until it is removed."""
         self.failed[row] = True
-        self.done[row] = True
+
+    def clear(self) -> None:
+        """Remove every row."""
+        for row in np.flatnonzero(self.used).tolist():
+            self.remove(row)
 
     # -- blocks
 
@@ -121,17 +114,21 @@ class RowTable:
         for row, count in zip(rows, counts, strict=True):
             if row >= self.max_rows or not self.used[row]:
                 raise InvalidRequest(f"append: row {row} is not in use")
-            if self.num_blocks[row] + count > self.block_table.shape[1]:
+            if self.num_blocks[row] + count > self.max_blocks:
                 raise InvalidRequest(f"append: the block table of row {row} is full")
 
-    def append_blocks(self, row: int, block_ids: np.ndarray[tuple[int], np.dtype[np.int32]]) -> None:
+    def append_blocks(self, row: int, block_ids: NDArray[np.int32]) -> None:
         """Let a row's block table grow."""
         start = int(self.num_blocks[row])
-        self._host_table[row, start : start + len(block_ids)] = block_ids
+        self._block_table[row, start : start + len(block_ids)] = block_ids
         np.add.at(self._block_refs, block_ids, 1)
-        added = torch.from_numpy(block_ids.astype(np.int64)).to(self._device)
-        self.block_table[row, start : start + len(block_ids)] = added
         self.num_blocks[row] += len(block_ids)
+
+    def slots(self, row: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the KV of some positions of a row goes: block * block_size + offset."""
+        blocks = self._block_table[row, positions // self.block_size].astype(np.int64)
+        slots: NDArray[np.int64] = blocks * self.block_size + positions % self.block_size
+        return slots
 
     # -- steps
 
@@ -162,7 +159,7 @@ class RowTable:
         """Whether the next `count` prompt tokens of a row are its last."""
         return int(self.num_prefilled[row]) + count == len(self._tokens[row])
 
-    def take_chunk(self, row: int, count: int) -> tuple[torch.Tensor, int, bool]:
+    def take_chunk(self, row: int, count: int) -> tuple[NDArray[np.int32], int, bool]:
         """The next `count` prompt tokens of a row, the position of the first, and whether the prompt ends."""
         start = int(self.num_prefilled[row])
         tokens = self._tokens[row]
@@ -174,16 +171,13 @@ class RowTable:
         return tokens[start:], start, True
 
     def decoding_rows(self) -> list[int]:
-        """Rows that take part in the next decode step: past their prompt, with room, not known to be done."""
+        """Rows that take part in the next decode step, unless they are done: past their prompt, with room."""
         rows = self.used & self.decoding & ~self.failed & (self.num_issued < self._max_total)
-        if self._device.type == "cpu":
-            # Free here; on a GPU it would wait for the device, whose own done flag makes the work a no-op.
-            rows &= ~self.done.numpy()
         return np.flatnonzero(rows).tolist()
 
-    def count_issued(self, rows: list[int]) -> None:
-        """Each of `rows` gets a token from the step that is run now."""
-        self.num_issued[rows] += 1
+    def count_issued(self, rows: list[int], num_steps: int) -> None:
+        """Each of `rows` gets a token from each of the steps that are run now, as long as it has room."""
+        self.num_issued[rows] = np.minimum(self.num_issued[rows] + num_steps, self._max_total[rows])
 
     @property
     def num_used(self) -> int:
@@ -194,8 +188,3 @@ class RowTable:
     def num_blocks_used(self) -> int:
         """Distinct blocks that rows in use name."""
         return int(np.count_nonzero(self._block_refs))
-
-    def clear(self) -> None:
-        """Remove every row."""
-        for row in np.flatnonzero(self.used).tolist():
-            self.remove(row)

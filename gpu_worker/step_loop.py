@@ -1,8 +1,12 @@
-"""The one thread that owns the model and its device; the event loop only hands commands over and results back."""
+"""The threads of the device: one hands commands to it, one waits for what they make; the event loop does neither.
+
+The first does not wait for results, so that on a GPU the next command is queued while one runs.
+"""
 
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar, cast
@@ -11,6 +15,7 @@ import grpc
 import structlog
 
 from gpu_worker import metrics
+from gpu_worker.launched_step import LaunchedStep
 from gpu_worker.model_runner import ModelRunner
 from gpu_worker.row_spans import RowSpans
 from quire.errors import Internal, QuireError
@@ -53,6 +58,18 @@ class StepCounts:
     tokens_computed: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Retiring:
+    """What the completion thread is told, in the order of the commands: one that runs or failed, or a clearing."""
+
+    stream: CommandStream
+    rows_used: int
+    command: worker_pb2.StepCommand | None = None
+    """None: all rows were removed."""
+    launched_ns: int = 0
+    outcome: LaunchedStep | QuireError | None = None
+
+
 class StepLoop:
     """Runs commands of one stream at a time, in order."""
 
@@ -62,14 +79,18 @@ class StepLoop:
         self._inbox: queue.SimpleQueue[
             tuple[CommandStream, worker_pb2.StepCommand | None] | Callable[[], None] | None
         ] = queue.SimpleQueue()
+        self._retiring: queue.SimpleQueue[Retiring | None] = queue.SimpleQueue()
+        self._tokens_computed = 0
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._work, name="step loop", daemon=True)
+        self._launcher = threading.Thread(target=self._launch_all, name="step loop", daemon=True)
+        self._completer = threading.Thread(target=self._retire_all, name="completion", daemon=True)
         self.stream: CommandStream | None = None
         self.counts = StepCounts()
         self.idle = asyncio.Event()
         """Set while no row is in use."""
         self.idle.set()
-        self._thread.start()
+        self._launcher.start()
+        self._completer.start()
 
     def begin(self) -> CommandStream:
         """Take the rows: the stream before ends with an error, every row is removed."""
@@ -105,7 +126,7 @@ class StepLoop:
         return self._runner.rows.num_blocks_used
 
     async def call(self, function: Callable[[], Result]) -> Result:
-        """Run `function` in the thread, between two commands."""
+        """Run `function` in the thread that owns the device, between two commands."""
         future: asyncio.Future[Result] = self._loop.create_future()
 
         def settle(value: Result | None, error: BaseException | None) -> None:
@@ -138,13 +159,14 @@ class StepLoop:
             yield result
 
     def close(self) -> None:
-        """Let the thread end."""
+        """Let the threads end."""
         self._inbox.put(None)
-        self._thread.join()
+        self._launcher.join()
+        self._completer.join()
 
-    # -- in the thread
+    # -- in the thread that launches
 
-    def _work(self) -> None:
+    def _launch_all(self) -> None:
         while (item := self._inbox.get()) is not None:
             if not isinstance(item, tuple):
                 item()
@@ -152,40 +174,56 @@ class StepLoop:
             stream, command = item
             if command is None:
                 self._runner.clear()
-                self._spans.clear()
-                self._post(stream, None)
+                self._retiring.put(Retiring(stream, 0))
             elif not stream.is_over:
-                self._execute(stream, command)
+                launched_ns, outcome = time.time_ns(), self._launch(command)
+                if isinstance(outcome, QuireError):
+                    stream.is_over = True
+                rows_used = self._runner.rows.num_used
+                self._retiring.put(Retiring(stream, rows_used, command, launched_ns, outcome))
+        self._retiring.put(None)
 
-    def _execute(self, stream: CommandStream, command: worker_pb2.StepCommand) -> None:
-        answer: worker_pb2.StepResult | QuireError
+    def _launch(self, command: worker_pb2.StepCommand) -> LaunchedStep | QuireError:
         try:
-            self._spans.received(command)
-            answer = self._runner.execute(command)
-            self._spans.retired(answer)
+            return self._runner.launch(command)
         except QuireError as error:
             metrics.protocol_errors.inc()
-            answer = error
+            return error
         except Exception as error:
-            # A fault of ours, or of the device: this stream's rows are lost, the process serves the next one.
-            log.error("a step failed", step_id=command.step_id, exc_info=error)
-            answer = Internal(f"step {command.step_id} failed: an internal error, which was logged")
-        if isinstance(answer, QuireError):
-            stream.is_over = True
-        else:
-            metrics.step_seconds.observe(answer.step_s)
-            metrics.commands.inc()
-            metrics.tokens_computed.inc(answer.tokens_computed)
-            metrics.row_errors.inc(len(answer.errors))
-        self._post(stream, answer, command.step_id)
+            return _failed(command, error)
 
-    def _post(
-        self, stream: CommandStream, answer: worker_pb2.StepResult | QuireError | None, step_id: int = 0
-    ) -> None:
-        rows = self._runner.rows
-        counts = StepCounts(rows.num_used, step_id, self._runner.steps_executed, self._runner.tokens_computed)
+    # -- in the thread that waits
+
+    def _retire_all(self) -> None:
+        while (item := self._retiring.get()) is not None:
+            if item.command is None:
+                self._spans.clear()
+                self._post(item, None)
+            else:
+                self._post(item, self._retire(item, item.command))
+
+    def _retire(self, item: Retiring, command: worker_pb2.StepCommand) -> worker_pb2.StepResult | QuireError:
+        if not isinstance(item.outcome, LaunchedStep):
+            return item.outcome or Internal("nothing came of the command")
+        try:
+            result = item.outcome.wait()
+        except Exception as error:
+            item.stream.is_over = True
+            return _failed(command, error)
+        self._spans.received(command, item.launched_ns)
+        self._spans.retired(result)
+        self._tokens_computed += result.tokens_computed
+        metrics.step_seconds.observe(result.step_s)
+        metrics.commands.inc()
+        metrics.tokens_computed.inc(result.tokens_computed)
+        metrics.row_errors.inc(len(result.errors))
+        return result
+
+    def _post(self, item: Retiring, answer: worker_pb2.StepResult | QuireError | None) -> None:
+        step_id = item.command.step_id if item.command is not None else 0
+        counts = StepCounts(item.rows_used, step_id, self._runner.steps_executed, self._tokens_computed)
         metrics.rows_used.set(counts.rows_used)
-        self._loop.call_soon_threadsafe(self._deliver, stream, answer, counts)
+        self._loop.call_soon_threadsafe(self._deliver, item.stream, answer, counts)
 
     def _deliver(
         self, stream: CommandStream, answer: worker_pb2.StepResult | QuireError | None, counts: StepCounts
@@ -200,3 +238,9 @@ class StepLoop:
             stream.results.put_nowait(answer)
             if stream.is_complete and stream.in_flight == 0:
                 stream.results.put_nowait(None)
+
+
+def _failed(command: worker_pb2.StepCommand, error: Exception) -> QuireError:
+    """A fault of ours, or of the device: this stream's rows are lost, the process serves the next one."""
+    log.error("a step failed", step_id=command.step_id, exc_info=error)
+    return Internal(f"step {command.step_id} failed: an internal error, which was logged")

@@ -25,13 +25,13 @@ class AttentionInputs:
     positions: torch.Tensor
     """int64 [n]."""
     slots: torch.Tensor
-    """int64 [n]: where each token's KV goes, block * block_size + offset."""
+    """int64 [n]: where each token's KV goes, block * block_size + offset; -1 for nowhere."""
     block_tables: torch.Tensor
-    """int64 [rows, max_blocks]."""
+    """int32 [rows, max_blocks]."""
     query_lens: torch.Tensor
-    """int64 [rows]: tokens of each row in this batch."""
+    """int32 [rows]: tokens of each row in this batch."""
     context_lens: torch.Tensor
-    """int64 [rows]: tokens of each row whose KV exists after this batch."""
+    """int32 [rows]: tokens of each row whose KV exists after this batch; 0 for a row whose token is no work."""
 
 
 @dataclass(slots=True)
@@ -114,8 +114,8 @@ class Decoder:
         return x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """float32 [n, vocab] of hidden states [n, hidden]."""
-        return linear(hidden, self._head).float()
+        """[n, vocab], in the dtype of the weights, of hidden states [n, hidden]."""
+        return linear(hidden, self._head)
 
     def _attention(
         self, index: int, layer: LayerWeights, x: torch.Tensor, inputs: AttentionInputs, cache: KvCache

@@ -11,7 +11,7 @@ from quire.packing import pack_int32, pack_uint32, unpack_int32, unpack_uint8, u
 from quire.v1 import types_pb2, worker_pb2
 from tests.support.checkpoints import checkpoint
 from tests.support.transformers_reference import greedy_tokens
-from tests.support.worker_driver import DrivenRow, WorkerDriver, greedy, make_runner
+from tests.support.worker_driver import DrivenRow, WorkerDriver, execute, greedy, make_runner
 
 PROMPT = [5, 6, 7, 8]
 _RUNNERS: list[ModelRunner] = []
@@ -57,10 +57,10 @@ def tokens_of(result: worker_pb2.StepResult) -> list[int]:
 
 def test_the_next_token_is_read_from_the_row_and_not_from_a_message(runner: ModelRunner) -> None:
     expected = greedy_tokens(checkpoint("LlamaForCausalLM"), PROMPT, 8)
-    first = runner.execute(
-        command(1, add_rows=[add(2)], prefill_rows=[2], prefill_num_tokens=[4], decode_steps=3)
+    first = execute(
+        runner, command(1, add_rows=[add(2)], prefill_rows=[2], prefill_num_tokens=[4], decode_steps=3)
     )
-    then = runner.execute(command(2, decode_steps=5))
+    then = execute(runner, command(2, decode_steps=5))
     assert tokens_of(first) + tokens_of(then) == expected
     assert unpack_uint32(first.num_tokens).tolist() == [3]
     assert unpack_uint32(then.epochs).tolist() == [1]
@@ -71,19 +71,20 @@ def test_the_next_token_is_read_from_the_row_and_not_from_a_message(runner: Mode
 def test_commands_in_flight_are_no_ops_for_a_row_that_is_done(runner: ModelRunner) -> None:
     stop = greedy_tokens(checkpoint("LlamaForCausalLM"), PROMPT, 2)[1]
     adding = add(0, stop_token_ids=pack_int32([stop]))
-    result = runner.execute(
-        command(1, add_rows=[adding], prefill_rows=[0], prefill_num_tokens=[4], decode_steps=4)
+    result = execute(
+        runner, command(1, add_rows=[adding], prefill_rows=[0], prefill_num_tokens=[4], decode_steps=4)
     )
     assert tokens_of(result)[-1] == stop
     assert unpack_uint8(result.finish_reasons).tolist() == [types_pb2.FINISH_REASON_STOP]
-    late = runner.execute(command(2, decode_steps=3))
+    late = execute(runner, command(2, decode_steps=3))
     assert (tokens_of(late), late.tokens_computed) == ([], 0)
 
 
 def test_a_row_can_be_removed_and_taken_again_by_one_command(runner: ModelRunner) -> None:
-    runner.execute(command(1, add_rows=[add(0)], prefill_rows=[0], prefill_num_tokens=[4], decode_steps=1))
+    execute(runner, command(1, add_rows=[add(0)], prefill_rows=[0], prefill_num_tokens=[4], decode_steps=1))
     other = [9, 10, 11]
-    result = runner.execute(
+    result = execute(
+        runner,
         command(
             2,
             remove_rows=[0],
@@ -91,7 +92,7 @@ def test_a_row_can_be_removed_and_taken_again_by_one_command(runner: ModelRunner
             prefill_rows=[0],
             prefill_num_tokens=[3],
             decode_steps=1,
-        )
+        ),
     )
     assert unpack_uint32(result.epochs).tolist() == [7]
     assert tokens_of(result) == greedy_tokens(checkpoint("LlamaForCausalLM"), other, 1)
@@ -99,12 +100,14 @@ def test_a_row_can_be_removed_and_taken_again_by_one_command(runner: ModelRunner
 
 def test_a_copied_block_holds_the_prefix_of_its_source(runner: ModelRunner) -> None:
     prompt = list(range(5, 25))
-    runner.execute(
-        command(1, add_rows=[add(0, prompt=prompt, total=30)], prefill_rows=[0], prefill_num_tokens=[20])
+    execute(
+        runner,
+        command(1, add_rows=[add(0, prompt=prompt, total=30)], prefill_rows=[0], prefill_num_tokens=[20]),
     )
     shared = add(1, prompt=prompt, total=30, first_block=10)
     shared.num_computed_tokens = 19
-    result = runner.execute(
+    result = execute(
+        runner,
         command(
             2,
             copy_from_block_ids=pack_int32([0, 1]),
@@ -112,7 +115,7 @@ def test_a_copied_block_holds_the_prefix_of_its_source(runner: ModelRunner) -> N
             add_rows=[shared],
             prefill_rows=[1],
             prefill_num_tokens=[1],
-        )
+        ),
     )
     assert tokens_of(result) == greedy_tokens(checkpoint("LlamaForCausalLM"), prompt, 1)
     assert result.tokens_computed == 1
@@ -120,16 +123,16 @@ def test_a_copied_block_holds_the_prefix_of_its_source(runner: ModelRunner) -> N
 
 def test_a_row_whose_numbers_are_not_numbers_fails_alone(runner: ModelRunner) -> None:
     both = [add(0), add(1, first_block=1)]
-    runner.execute(command(1, add_rows=both, prefill_rows=[0, 1], prefill_num_tokens=[4, 4], decode_steps=1))
+    execute(runner, command(1, add_rows=both, prefill_rows=[0, 1], prefill_num_tokens=[4, 4], decode_steps=1))
     runner._cache.keys[1][1] = float("nan")  # row 1's block
-    result = runner.execute(command(2, decode_steps=1))
+    result = execute(runner, command(2, decode_steps=1))
     runner._cache.keys[1][1] = 0.0
     assert [(failure.row, failure.error.code) for failure in result.errors] == [
         (1, types_pb2.ERROR_CODE_INTERNAL)
     ]
     assert unpack_uint32(result.rows).tolist() == [0]
     assert tokens_of(result) == greedy_tokens(checkpoint("LlamaForCausalLM"), PROMPT, 2)[1:]
-    assert unpack_uint32(runner.execute(command(3, decode_steps=1)).rows).tolist() == [0]
+    assert unpack_uint32(execute(runner, command(3, decode_steps=1)).rows).tolist() == [0]
 
 
 @pytest.mark.parametrize(
@@ -157,9 +160,9 @@ def test_a_row_whose_numbers_are_not_numbers_fails_alone(runner: ModelRunner) ->
 def test_a_command_that_breaks_the_protocol_is_refused_and_the_next_stream_works(
     runner: ModelRunner, bad: dict[str, object]
 ) -> None:
-    runner.execute(command(1, add_rows=[add(0)], prefill_rows=[0], prefill_num_tokens=[4], decode_steps=1))
+    execute(runner, command(1, add_rows=[add(0)], prefill_rows=[0], prefill_num_tokens=[4], decode_steps=1))
     with pytest.raises(InvalidRequest):
-        runner.execute(command(2, **bad))
+        execute(runner, command(2, **bad))
     runner.clear()
     row = DrivenRow(PROMPT, 5, greedy())
     WorkerDriver(runner).run([row])
@@ -169,10 +172,10 @@ def test_a_command_that_breaks_the_protocol_is_refused_and_the_next_stream_works
 def test_a_step_past_the_blocks_of_a_row_is_refused(runner: ModelRunner) -> None:
     adding = add(0, total=60)
     adding.block_ids = pack_int32([0])
-    runner.execute(command(1, add_rows=[adding], prefill_rows=[0], prefill_num_tokens=[4], decode_steps=8))
-    runner.execute(command(2, decode_steps=5))
+    execute(runner, command(1, add_rows=[adding], prefill_rows=[0], prefill_num_tokens=[4], decode_steps=8))
+    execute(runner, command(2, decode_steps=5))
     with pytest.raises(InvalidRequest, match="no block"):
-        runner.execute(command(3, decode_steps=1))
+        execute(runner, command(3, decode_steps=1))
 
 
 arrays = st.binary(max_size=12) | st.lists(st.integers(0, 5), max_size=3).map(pack_uint32)
@@ -211,7 +214,7 @@ def test_no_sequence_of_commands_does_worse_than_be_refused(
 ) -> None:
     for one in several:
         try:
-            runner.execute(one)
+            execute(runner, one)
         except InvalidRequest:
             runner.clear()
     runner.clear()

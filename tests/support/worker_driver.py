@@ -28,6 +28,11 @@ def make_runner(directory: Path, **settings: Any) -> ModelRunner:
     return load(WorkerSettings.model_construct(**values), 1, lambda _: None).runner
 
 
+def execute(runner: ModelRunner, command: worker_pb2.StepCommand) -> worker_pb2.StepResult:
+    """Launch a command and wait for its result."""
+    return runner.launch(command).wait()
+
+
 @dataclass
 class DrivenRow:
     """What came of one row."""
@@ -83,11 +88,11 @@ class WorkerDriver:
                 self._add(command, waiting.pop(0))
             command.decode_steps = self._rng.randint(1, max_decode_steps)
             self._plan(command, max_chunk)
-            removable = self._take(self.runner.execute(command))
+            removable = self._take(execute(self.runner, command))
         if removable:
             command = self._command()
             self._remove(command, removable)
-            self.runner.execute(command)
+            execute(self.runner, command)
 
     def _command(self) -> worker_pb2.StepCommand:
         self._step_id += 1

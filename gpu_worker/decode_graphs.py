@@ -1,0 +1,90 @@
+"""CUDA graphs of whole decode steps: the host launches one thing per step instead of hundreds."""
+
+import time
+from bisect import bisect_left
+from itertools import product
+from typing import Any
+
+import structlog
+import torch
+
+from gpu_worker.model_steps import ModelSteps
+from gpu_worker.row_sampling import DrawKind
+
+log = structlog.get_logger()
+
+_MOST_ROWS = 512
+_SIZES = (1, 2, 4, 8, 16, 24, 32, *range(48, 129, 16), *range(160, _MOST_ROWS + 1, 32))
+_REPORT_EVERY_S = 1.0
+
+
+def graph_sizes(max_rows: int) -> list[int]:
+    """Batch sizes to record, ascending: a batch runs as the next larger one, filled up with rows that are no work."""
+    limit = min(_MOST_ROWS, max_rows)
+    return [size for size in _SIZES if size < limit] + [limit]
+
+
+class DecodeGraphs:
+    """One graph per size and kind of batch, in one memory pool; none until `capture`.
+
+    The graph of an EDITED batch ends with its logits, the others' with tokens in rows and results.
+    """
+
+    def __init__(self, steps: ModelSteps) -> None:
+        self._steps = steps
+        self._sizes: list[int] = []
+        self._graphs: dict[tuple[int, DrawKind], torch.cuda.CUDAGraph] = {}
+        self._logits = torch.empty(0)
+
+    def size_for(self, num_rows: int) -> int | None:
+        """The size as which a batch of `num_rows` runs; None where no graph is that large."""
+        place = bisect_left(self._sizes, num_rows)
+        return self._sizes[place] if place < len(self._sizes) else None
+
+    def replay(self, size: int, kind: DrawKind) -> None:
+        """One decode step of GREEDY or RANDOM kind."""
+        self._graphs[size, kind].replay()
+
+    def replay_logits(self, size: int) -> torch.Tensor:
+        """The first half of a decode step: logits [size, vocab], valid until the next replay."""
+        self._graphs[size, DrawKind.EDITED].replay()
+        return self._logits[:size]
+
+    @torch.inference_mode()
+    def capture(self, max_rows: int) -> float:
+        """Record every size and kind, and return the seconds that it took. No row may be in use."""
+        started = reported = time.perf_counter()
+        sizes = graph_sizes(max_rows)
+        # Largest first: the smaller ones fit into its memory.
+        wanted = list(product(reversed(sizes), DrawKind))
+        pool = torch.cuda.graph_pool_handle()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._steps.clear_batch()
+            self._logits = torch.empty_like(self._steps.decode_logits(sizes[-1]))
+            for number, (size, kind) in enumerate(wanted, start=1):
+                self._graphs[size, kind] = self._record(size, kind, pool)
+                if time.perf_counter() - reported > _REPORT_EVERY_S:
+                    reported = time.perf_counter()
+                    log.info("recording decode graphs", done=number, of=len(wanted))
+        torch.cuda.synchronize()
+        self._sizes = sizes
+        return time.perf_counter() - started
+
+    def _record(self, size: int, kind: DrawKind, pool: Any) -> torch.cuda.CUDAGraph:
+        # Kernels are compiled, and libraries initialised, outside of the recording.
+        self._steps.clear_batch()
+        self._step(size, kind)
+        # Not `torch.cuda.graph`: what it tidies up before each recording would take most of the time.
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        self._step(size, kind)
+        graph.capture_end()
+        return graph
+
+    def _step(self, size: int, kind: DrawKind) -> None:
+        if kind == DrawKind.EDITED:
+            self._logits[:size].copy_(self._steps.decode_logits(size))
+        else:
+            self._steps.decode(size, kind)

@@ -1,0 +1,44 @@
+"""A StepCommand's packed columns, unpacked."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quire.errors import InvalidRequest
+from quire.packing import unpack_int32, unpack_uint32
+from quire.v1 import worker_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What a command says of rows and blocks; nothing but its lengths is checked yet."""
+
+    remove_rows: list[int]
+    append_rows: list[int]
+    append_counts: list[int]
+    append_block_ids: NDArray[np.int32]
+    copy_from: NDArray[np.int32]
+    copy_to: NDArray[np.int32]
+    prefill_rows: list[int]
+    prefill_counts: list[int]
+
+
+def unpack_delta(command: worker_pb2.StepCommand) -> Delta:
+    """Raises InvalidRequest where bytes are no array, or copies do not pair."""
+    try:
+        delta = Delta(
+            remove_rows=unpack_uint32(command.remove_rows).tolist(),
+            append_rows=unpack_uint32(command.append_rows).tolist(),
+            append_counts=unpack_uint32(command.append_num_blocks).tolist(),
+            append_block_ids=unpack_int32(command.append_block_ids),
+            copy_from=unpack_int32(command.copy_from_block_ids),
+            copy_to=unpack_int32(command.copy_to_block_ids),
+            prefill_rows=unpack_uint32(command.prefill_rows).tolist(),
+            prefill_counts=unpack_uint32(command.prefill_num_tokens).tolist(),
+        )
+    except ValueError:
+        raise InvalidRequest("an array's length does not divide") from None
+    if len(delta.copy_from) != len(delta.copy_to):
+        raise InvalidRequest("copy: the columns disagree")
+    return delta
