@@ -49,8 +49,10 @@ class Rows:
         return sampling_kernel.sample(*vars(self).values())
 
     def reference(self, top_p_shift: float = 0.0) -> torch.Tensor:
+        """On the CPU, whose argmax takes the first of equals."""
         shifted = torch.where(self.top_p < 1, (self.top_p + top_p_shift).clamp(0, 1 - 1e-7), self.top_p)
-        return sampling_reference.sample(*vars(self | {"top_p": shifted}).values())
+        columns = vars(self | {"top_p": shifted}).values()
+        return sampling_reference.sample(*(column.cpu() for column in columns)).to(DEVICE)
 
     def __or__(self, changes: dict[str, torch.Tensor]) -> "Rows":
         return Rows(**{**vars(self), **changes})

@@ -1,0 +1,120 @@
+"""Products of few rows: cuBLAS, the tiles that `kernels.linear.choice` takes, and the best of a small sweep."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import torch
+
+from benchmarks.gpu_timing import graph_us
+from benchmarks.layer_cases import DEVICE, Model, cublas
+from kernels.linear.choice import Tiles, choose
+from kernels.linear.kernel import tiled_linear
+
+ROWS = (1, 2, 4, 8, 16)
+# Copies of the weights are read in turn, so that they come from memory and not from the second-level cache.
+_BYTES_IN_TURN = 256 << 20
+_MAX_COPIES = 96
+_COMPILERS = 12
+
+
+@dataclass(frozen=True)
+class Product:
+    """One line of the table; times in microseconds, None where nothing ran."""
+
+    model: str
+    name: str
+    m: int
+    n: int
+    k: int
+    cublas_us: float
+    chosen_us: float | None
+    best_us: float | None
+    best: Tiles | None
+
+    def as_json(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def candidates(m: int, k: int, *, is_gated: bool) -> list[Tiles]:
+    """Tiles worth a try."""
+    found = []
+    if m == 1:
+        shapes = [
+            (2, 1024, 4),
+            (4, 512, 4),
+            (4, 1024, 4),
+            (4, 2048, 8),
+            (8, 512, 4),
+            (8, 1024, 8),
+            (1, 2048, 4),
+        ]
+        found = [
+            Tiles("gemv", block_n=block_n // 2 if is_gated and block_n > 1 else block_n, block_k=block_k,
+                  num_warps=warps)
+            for block_n, block_k, warps in shapes
+            if block_k <= 2 * k
+        ]  # fmt: skip
+    found += [
+        Tiles("skinny", block_n=block_n, block_k=block_k, split_k=split_k, num_stages=stages)
+        for block_n, block_k, stages in [(16, 256, 4), (32, 128, 5), (32, 256, 4), (64, 128, 4)]
+        for split_k in (1, 2, 4)
+        if k // split_k >= 2 * block_k
+    ]
+    return found
+
+
+def sweep(model: Model) -> Iterator[Product]:
+    """Every product of a model at every number of rows."""
+    for name, (n, k) in model.products().items():
+        is_gated = name == "gate_up"
+        size = n * k * 2
+        copies = max(1, min(_MAX_COPIES, _BYTES_IN_TURN // size))
+        weights = [torch.randn(n, k, device=DEVICE).bfloat16() for _ in range(copies)]
+        _compile(weights[0], k, is_gated)
+        for m in ROWS:
+            yield _measure(model.name, name, torch.randn(m, k, device=DEVICE).bfloat16(), weights, is_gated)
+        del weights
+
+
+def _compile(weight: torch.Tensor, k: int, is_gated: bool) -> None:
+    """Compile every candidate beforehand, several at once."""
+
+    def one(job: tuple[int, Tiles]) -> None:
+        try:
+            tiled_linear(torch.zeros(job[0], k, device=DEVICE).bfloat16(), weight, job[1], is_gated=is_gated)
+        except Exception as error:
+            print(f"  {job[1]}: {error!r:.200}", flush=True)
+
+    # The number of rows is no constant of the skinny kernel, so two rows stand for more.
+    jobs = [(m, tiles) for m in (1, 2) for tiles in candidates(m, k, is_gated=is_gated)]
+    with ThreadPoolExecutor(_COMPILERS) as pool:
+        list(pool.map(one, jobs))
+    torch.cuda.synchronize()
+
+
+def _measure(model: str, name: str, x: torch.Tensor, weights: list[torch.Tensor], is_gated: bool) -> Product:
+    m, k = x.shape
+    n = len(weights[0]) // 2 if is_gated else len(weights[0])
+
+    def tiled_us(tiles: Tiles) -> float | None:
+        try:
+            return graph_us(
+                [partial(tiled_linear, x, weight, tiles, is_gated=is_gated) for weight in weights]
+            )
+        except Exception as error:
+            print(f"  {model} {name} m={m} {tiles}: {error!r:.200}", flush=True)
+            return None
+
+    baseline = graph_us([partial(cublas, x, weight, is_gated=is_gated) for weight in weights])
+    chosen = choose(m, n, k, is_gated=is_gated)
+    times = [(tiled_us(tiles), tiles) for tiles in candidates(m, k, is_gated=is_gated)]
+    best_us, best = min(
+        ((us, tiles) for us, tiles in times if us is not None),
+        key=lambda timed: timed[0],
+        default=(None, None),
+    )
+    return Product(
+        model, name, m, n, k, baseline, tiled_us(chosen) if chosen is not None else None, best_us, best
+    )
