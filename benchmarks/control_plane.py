@@ -78,7 +78,7 @@ def fleet(model: Path, *, max_rows: int, max_decode_steps: int) -> Iterator[Flee
                 "tokenizer_svc",
                 "--model",
                 str(model),
-                "--scheduler",
+                "--schedulers",
                 listen["scheduler_svc"],
             ],
             "gateway": [

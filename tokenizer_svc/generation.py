@@ -18,7 +18,7 @@ from tokenizer_svc.detokenizer import Detokenizer
 from tokenizer_svc.live_request import DeltaSink, LiveRequest
 from tokenizer_svc.prompt import Prompt, check_options, is_short, prepare
 from tokenizer_svc.response_parser import AnswerParser, response_template
-from tokenizer_svc.scheduler_client import SchedulerClient
+from tokenizer_svc.schedulers import Schedulers
 from tokenizer_svc.sequence_text import SequenceText
 from tokenizer_svc.stop_strings import StopStrings
 from tokenizer_svc.text_tokenizer import TextTokenizer
@@ -30,8 +30,8 @@ Result = TypeVar("Result")
 class Generation:
     """Prepares prompts, off the event loop where they are long, and submits them."""
 
-    def __init__(self, scheduler: SchedulerClient, *, threads: int, max_prompt_chars: int) -> None:
-        self._scheduler = scheduler
+    def __init__(self, schedulers: Schedulers, *, threads: int, max_prompt_chars: int) -> None:
+        self._schedulers = schedulers
         self._max_prompt_chars = max_prompt_chars
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="encode")
         self._tokenizer: TextTokenizer | None = None
@@ -53,7 +53,7 @@ class Generation:
     @property
     def model(self) -> types_pb2.ModelDescription | None:
         """The served model, once the scheduler has said it."""
-        announcement = self._scheduler.announcement
+        announcement = self._schedulers.announcement
         return announcement.model if announcement.HasField("model") else None
 
     def use(self, tokenizer: TextTokenizer) -> None:
@@ -94,14 +94,14 @@ class Generation:
             metrics.tokens_in.inc(len(prompt.token_ids))
             _trace_tokenize(span, started_ns, len(prompt.token_ids))
             live = self._live_request(request, prompt, new_delta, span)
-            self._scheduler.submit(live)
+            self._schedulers.submit(live)
         except QuireError as error:
             metrics.requests_refused.labels(types_pb2.ErrorCode.Name(error.code)).inc()
             span.set_attribute(telemetry.ERROR_TYPE, type(error).__name__)
             span.end()
             raise
         metrics.requests.inc()
-        metrics.requests_running.set(self._scheduler.num_live)
+        metrics.requests_running.set(self._schedulers.num_live)
         return live
 
     def close(self) -> None:

@@ -34,6 +34,8 @@ class LiveRequest:
         self.token_request = token_request
         self.sequences = sequences
         self.is_over = False
+        self.lost_since: float | None = None
+        """When (monotonic seconds) a scheduler lost it; None once tokens have come since."""
         self.span = span
         self._tokenizer = tokenizer
         self._new_delta = new_delta
@@ -49,6 +51,7 @@ class LiveRequest:
         if text.has_ended or text.stop_string:
             return False
         text.push(token_ids, self._token_logprobs(token_ids, logprobs))
+        self.lost_since = None
         if not self._first_token_ns:
             self._first_token_ns = time.time_ns()
         if self._stream and text.has_news:

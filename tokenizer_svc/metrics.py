@@ -14,6 +14,9 @@ requests_resumed = Counter(
     registry=REGISTRY,
 )
 requests_running = Gauge("quire_tokenizer_requests_running", "Requests in progress", registry=REGISTRY)
+schedulers_ready = Gauge(
+    "quire_tokenizer_schedulers_ready", "Schedulers that would take a request", registry=REGISTRY
+)
 sessions = Gauge("quire_tokenizer_sessions", "Gateway sessions connected", registry=REGISTRY)
 tokens_in = Counter("quire_tokenizer_prompt_tokens", "Prompt tokens encoded", registry=REGISTRY)
 tokens_out = Counter("quire_tokenizer_generated_tokens", "Generated tokens detokenized", registry=REGISTRY)

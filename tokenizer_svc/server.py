@@ -10,13 +10,14 @@ import structlog
 from quire.errors import InvalidRequest, QuireError, from_proto
 from quire.model_files import resolve_model
 from quire.packing import pack_int32, unpack_int32
+from quire.redis_client import open_redis
 from quire.rpc.server import RpcServer
 from quire.service import Shutdown
 from quire.v1 import tokenizer_pb2, tokenizer_pb2_grpc, types_pb2
 from tokenizer_svc import metrics
 from tokenizer_svc.chat_template import render
 from tokenizer_svc.generation import Generation
-from tokenizer_svc.scheduler_client import SchedulerClient
+from tokenizer_svc.schedulers import Schedulers
 from tokenizer_svc.session import GatewaySession
 from tokenizer_svc.settings import TokenizerSettings
 from tokenizer_svc.text_tokenizer import TextTokenizer
@@ -36,14 +37,16 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
         self._shutdown = shutdown
         self.rpc = RpcServer(settings.listen)
         tokenizer_pb2_grpc.add_TokenizerServicer_to_server(self, self.rpc.server)
-        self._scheduler = SchedulerClient(
-            settings.scheduler,
+        self._redis = open_redis(settings.redis_url) if settings.redis_url else None
+        self._schedulers = Schedulers(
+            settings.schedulers,
+            self._redis,
             resume_s=settings.resume_s,
             on_batch=self._flush_sessions,
             on_announcement=self._announce,
         )
         self._generation = Generation(
-            self._scheduler, threads=settings.threads, max_prompt_chars=settings.max_prompt_chars
+            self._schedulers, threads=settings.threads, max_prompt_chars=settings.max_prompt_chars
         )
         self._sessions: set[GatewaySession] = set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -57,7 +60,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
         await self.rpc.start([SERVICE_NAME])
         self._tasks = [
             asyncio.create_task(self._load(), name="load"),
-            asyncio.create_task(self._scheduler.run(), name="scheduler session"),
+            asyncio.create_task(self._schedulers.run(), name="schedulers"),
         ]
 
     async def drain(self) -> None:
@@ -74,6 +77,8 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.rpc.stop(0)
+        if self._redis is not None:
+            await self._redis.aclose()
         self._generation.close()
 
     async def _load(self) -> None:
@@ -94,12 +99,12 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
     def _state(self) -> types_pb2.ServiceState.ValueType:
         if self._generation.draining:
             return types_pb2.SERVICE_STATE_DRAINING
-        if self._generation.loaded and self._scheduler.ready:
+        if self._generation.loaded and self._schedulers.num_ready:
             return types_pb2.SERVICE_STATE_READY
         return types_pb2.SERVICE_STATE_STARTING
 
     def _announcement(self) -> tokenizer_pb2.TokenizerAnnouncement:
-        theirs = self._scheduler.announcement
+        theirs = self._schedulers.announcement
         return tokenizer_pb2.TokenizerAnnouncement(
             state=self._state(), model=self._generation.model, load_progress=theirs.load_progress
         )
@@ -114,8 +119,8 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
         self._note_progress()
 
     def _note_progress(self) -> None:
-        metrics.requests_running.set(self._scheduler.num_live)
-        if self._generation.draining and self._scheduler.num_live == 0 and self._num_calls == 0:
+        metrics.requests_running.set(self._schedulers.num_live)
+        if self._generation.draining and self._schedulers.num_live == 0 and self._num_calls == 0:
             self._drained.set()
 
     # -- the calls
@@ -124,7 +129,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
         self, request_iterator: AsyncIterator[tokenizer_pb2.TokenizerSessionRequest], context: Context
     ) -> AsyncIterator[tokenizer_pb2.TokenizerSessionResponse]:
         """One gateway process; when it is gone, its requests are."""
-        session = GatewaySession(self._generation, self._scheduler)
+        session = GatewaySession(self._generation, self._schedulers)
         self._sessions.add(session)
         metrics.sessions.set(len(self._sessions))
         session.announce(self._announcement())
@@ -143,7 +148,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
         self, request: tokenizer_pb2.TextRequest, context: Context
     ) -> AsyncIterator[tokenizer_pb2.TextDelta]:
         """One request of an outside client; leaving the stream cancels it."""
-        session = GatewaySession(self._generation, self._scheduler)
+        session = GatewaySession(self._generation, self._schedulers)
         self._sessions.add(session)
         self._num_calls += 1
         try:
@@ -218,8 +223,9 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
         return tokenizer_pb2.TokenizerStatus(
             state=self._state(),
             model=self._generation.model,
-            requests_running=self._scheduler.num_live,
+            requests_running=self._schedulers.num_live,
             sessions=len(self._sessions),
+            schedulers_ready=self._schedulers.num_ready,
         )
 
     async def Drain(  # noqa: N802
@@ -227,4 +233,4 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
     ) -> types_pb2.DrainResponse:
         """Begin to leave."""
         self._shutdown.request("Drain was called")
-        return types_pb2.DrainResponse(num_requests=self._scheduler.num_live)
+        return types_pb2.DrainResponse(num_requests=self._schedulers.num_live)

@@ -10,7 +10,7 @@ from quire.rpc.session import Outbox
 from quire.v1 import tokenizer_pb2, types_pb2
 from tokenizer_svc.generation import Generation
 from tokenizer_svc.live_request import DeltaSink, LiveRequest
-from tokenizer_svc.scheduler_client import SchedulerClient
+from tokenizer_svc.schedulers import Schedulers
 
 log = structlog.get_logger()
 
@@ -31,12 +31,12 @@ def _coalesce(
 class GatewaySession:
     """Requests of one peer by handle. Belongs to the event loop."""
 
-    def __init__(self, generation: Generation, scheduler: SchedulerClient) -> None:
+    def __init__(self, generation: Generation, schedulers: Schedulers) -> None:
         self.outbox: Outbox[tokenizer_pb2.TokenizerSessionResponse] = Outbox(
             _coalesce, max_pending=_MAX_PENDING
         )
         self._generation = generation
-        self._scheduler = scheduler
+        self._schedulers = schedulers
         self._live: dict[int, LiveRequest] = {}
         self._starting: dict[int, asyncio.Task[None]] = {}
         self._message = tokenizer_pb2.TokenizerSessionResponse()
@@ -82,7 +82,7 @@ class GatewaySession:
         for task in self._starting.values():
             task.cancel()
         for live in self._live.values():
-            self._scheduler.cancel(live)
+            self._schedulers.cancel(live)
         self._live.clear()
 
     def _submit(self, submit: tokenizer_pb2.TokenizerSessionRequest.Submit) -> None:
@@ -116,4 +116,4 @@ class GatewaySession:
             task.cancel()
         live = self._live.pop(handle, None)
         if live is not None:
-            self._scheduler.cancel(live)
+            self._schedulers.cancel(live)

@@ -1,15 +1,21 @@
 """What the tokenizer service can be told."""
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
-from quire.settings import ServiceSettings
+from quire.settings import CommaSeparated, ServiceSettings
 
 
 class TokenizerSettings(ServiceSettings):
     """Settings of `python -m tokenizer_svc`."""
 
     listen: str = Field("127.0.0.1:8001", description="address to serve on: host:port, or unix:/path")
-    scheduler: str = Field("127.0.0.1:8002", description="address of the scheduler service")
+    redis_url: str = Field("", description="redis://host:port/db where schedulers register; empty: nowhere")
+    schedulers: CommaSeparated = Field(
+        (),
+        description="addresses of schedulers, comma-separated, beside those that register; without redis_url "
+        "127.0.0.1:8002",
+        validate_default=True,
+    )
     model: str = Field(description="checkpoint directory or hub id whose tokenizer and chat template to use")
     threads: int = Field(2, ge=1, le=64, description="threads for long prompts and chat templates")
     resume_s: float = Field(
@@ -18,3 +24,8 @@ class TokenizerSettings(ServiceSettings):
     max_prompt_chars: int = Field(
         8_000_000, ge=1, description="most characters of a prompt or a rendered chat"
     )
+
+    @field_validator("schedulers")
+    @classmethod
+    def _some_scheduler(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        return value if value or info.data.get("redis_url") else ("127.0.0.1:8002",)

@@ -197,7 +197,7 @@ def _commands(options: ServeOptions, sockets: str, keys_file: Path) -> list[Serv
         *("--metrics-listen", metrics["scheduler_svc"], "--grace-s", "0.5"),
     ]
     tokenizer = [
-        *("--listen", f"unix:{sockets}/tokenizer", "--scheduler", f"unix:{sockets}/scheduler"),
+        *("--listen", f"unix:{sockets}/tokenizer", "--schedulers", f"unix:{sockets}/scheduler"),
         *("--model", options.model, "--metrics-listen", metrics["tokenizer_svc"], "--grace-s", "0.5"),
     ]
     gateway = [

@@ -655,12 +655,15 @@ class TokenizerStatus(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     REQUESTS_RUNNING_FIELD_NUMBER: _builtins.int
     SESSIONS_FIELD_NUMBER: _builtins.int
+    SCHEDULERS_READY_FIELD_NUMBER: _builtins.int
     state: _types_pb2.ServiceState.ValueType
     """Lifecycle state."""
     requests_running: _builtins.int
     """Requests in progress."""
     sessions: _builtins.int
     """Gateway sessions connected."""
+    schedulers_ready: _builtins.int
+    """Schedulers that would take a request."""
     @_builtins.property
     def model(self) -> _types_pb2.ModelDescription:
         """The served model; absent until known."""
@@ -672,10 +675,11 @@ class TokenizerStatus(_message.Message):
         model: _types_pb2.ModelDescription | None = ...,
         requests_running: _builtins.int = ...,
         sessions: _builtins.int = ...,
+        schedulers_ready: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "requests_running", b"requests_running", "sessions", b"sessions", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "requests_running", b"requests_running", "schedulers_ready", b"schedulers_ready", "sessions", b"sessions", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

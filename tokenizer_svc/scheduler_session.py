@@ -1,15 +1,9 @@
-"""The session with the scheduler: submits requests, hands its batches out, and survives its loss.
+"""The session with one scheduler: submits requests, hands its batches out, and says whom it lost."""
 
-While the scheduler is away, live requests are kept with their tokens so far. When one that is READY is back they
-are submitted again and go on from there; after `resume_s` seconds they end with one retryable error.
-"""
-
-import asyncio
-from collections.abc import Callable
+from typing import Protocol
 
 import structlog
 
-from quire.errors import NotReady, QuireError
 from quire.packing import unpack_int32, unpack_uint32
 from quire.rpc.channel import open_channel
 from quire.rpc.session import SessionClient
@@ -19,40 +13,48 @@ from tokenizer_svc.live_request import LiveRequest
 
 log = structlog.get_logger()
 
-_AWAY = "the scheduler is away; try again"
-_NO_WORKER = "no worker is ready; try again"
 _SessionRequest = scheduler_pb2.SchedulerSessionRequest
 
 
-class SchedulerClient:
-    """`on_batch` runs after each message with tokens, `on_announcement` after each change of the scheduler's state."""
+class SessionEvents(Protocol):
+    """What a session's owner is told; all on the event loop."""
 
-    def __init__(
-        self,
-        address: str,
-        *,
-        resume_s: float,
-        on_batch: Callable[[], None],
-        on_announcement: Callable[[], None],
-    ) -> None:
+    def took_batch(self) -> None:
+        """A message with tokens has been handed out."""
+
+    def announced(self) -> None:
+        """The scheduler's state has changed, or the session came or went."""
+
+    def lost(self, live: LiveRequest, address: str) -> None:
+        """This request is no longer the scheduler's at `address`; its tokens so far are kept."""
+
+    def redirected(self, live: LiveRequest, address: str) -> None:
+        """The scheduler says that another one serves this request better."""
+
+
+class SchedulerSession:
+    """Requests of this process at one scheduler, by handle."""
+
+    def __init__(self, address: str, events: SessionEvents) -> None:
+        self.address = address
+        self.announcement = scheduler_pb2.SchedulerAnnouncement()
         self._channel = open_channel(address)
         self._stub: scheduler_pb2_grpc.SchedulerAsyncStub = scheduler_pb2_grpc.SchedulerStub(self._channel)
         self._session: SessionClient[_SessionRequest, scheduler_pb2.SchedulerSessionResponse] = SessionClient(
-            "the scheduler",
+            f"the scheduler at {address}",
             lambda: self._stub.Session(),
             on_message=self._receive,
             on_disconnect=self._disconnected,
         )
-        self._resume_s = resume_s
-        self._on_batch = on_batch
-        self._on_announcement = on_announcement
+        self._events = events
         self._live: dict[int, LiveRequest] = {}
         self._handles: dict[LiveRequest, int] = {}
         self._last_handle = 0
-        self._unsubmitted: set[int] = set()
-        """Handles that the scheduler of this session does not know yet."""
-        self._giving_up: asyncio.TimerHandle | None = None
-        self.announcement = scheduler_pb2.SchedulerAnnouncement()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the session is up."""
+        return self._session.connected
 
     @property
     def ready(self) -> bool:
@@ -61,7 +63,7 @@ class SchedulerClient:
 
     @property
     def num_live(self) -> int:
-        """Requests in progress."""
+        """Requests in progress here."""
         return len(self._live)
 
     async def run(self) -> None:
@@ -71,40 +73,39 @@ class SchedulerClient:
         finally:
             await self._channel.close()
 
-    def submit(self, live: LiveRequest) -> None:
-        """Send a new request. Raises NotReady when the scheduler would not take it."""
-        if not self.ready:
-            raise NotReady(_NO_WORKER if self._session.connected else _AWAY, retry_after_s=1.0)
-        self._last_handle = handle = (self._last_handle + 1) % 2**32
-        submit = _SessionRequest.Submit(handle=handle, request=live.token_request)
-        self._session.send(_SessionRequest(submit=submit))
+    def submit(self, live: LiveRequest, request: scheduler_pb2.TokenRequest) -> None:
+        """Send a request, new or resumed. Raises NotReady when the session is down."""
+        handle = (self._last_handle + 1) % 2**32
+        self._session.send(_SessionRequest(submit=_SessionRequest.Submit(handle=handle, request=request)))
+        self._last_handle = handle
         self._live[handle] = live
         self._handles[live] = handle
+        for text in live.sequences:
+            if text.has_ended:
+                finish = _SessionRequest.Finish(handle=handle, sequence=text.index)
+                self._session.send(_SessionRequest(finish=finish))
 
-    def cancel(self, live: LiveRequest) -> None:
-        """Stop a request; nothing happens if it is over."""
+    def cancel(self, live: LiveRequest) -> bool:
+        """Stop a request; false if it is not here."""
         handle = self._forget(live)
-        live.close()
         if handle is not None and self._session.connected:
             self._session.send(_SessionRequest(cancel=_SessionRequest.Cancel(handle=handle)))
-
-    def fail_all(self, error: QuireError) -> None:
-        """End every live request with `error`."""
-        for live in list(self._live.values()):
-            self._fail(live, error)
-        self._on_batch()
+        return handle is not None
 
     # -- the session
 
     def _receive(self, message: scheduler_pb2.SchedulerSessionResponse) -> None:
         if message.HasField("announcement"):
             self.announcement = message.announcement
-            if self.ready:
-                self._resubmit()
-            self._on_announcement()
+            self._events.announced()
         if message.HasField("batch"):
             self._take_batch(message.batch)
-            self._on_batch()
+            self._events.took_batch()
+        for redirect in message.redirects:
+            live = self._live.get(redirect.handle)
+            if live is not None:
+                self._forget(live)
+                self._events.redirected(live, redirect.address)
 
     def _take_batch(self, batch: scheduler_pb2.TokenBatch) -> None:
         """The hot path: every sequence's tokens of a step."""
@@ -157,6 +158,11 @@ class SchedulerClient:
         if live is None:
             return
         try:
+            if end.error.code == types_pb2.ERROR_CODE_UNAVAILABLE:
+                # It is leaving, or has no worker: another may have, or the same one later.
+                self.cancel(live)
+                self._lose(live)
+                return
             if end.finish_reason == types_pb2.FINISH_REASON_ERROR:
                 live.fail(end.error)
                 if len(live.sequences) > 1:
@@ -184,49 +190,22 @@ class SchedulerClient:
 
     def _disconnected(self) -> None:
         self.announcement = scheduler_pb2.SchedulerAnnouncement()
-        for live in list(self._live.values()):
-            live.end_stopped()
-            if live.is_over:
-                self._forget(live)
-        self._unsubmitted = set(self._live)
-        if self._live:
-            log.warning("the scheduler is away", requests=len(self._live), resume_s=self._resume_s)
-            self._giving_up = asyncio.get_running_loop().call_later(self._resume_s, self._give_up)
-        self._on_batch()
-        self._on_announcement()
+        lost = list(self._live.values())
+        self._live.clear()
+        self._handles.clear()
+        if lost:
+            log.warning("a scheduler is away", address=self.address, requests=len(lost))
+        for live in lost:
+            self._lose(live)
+        self._events.announced()
 
-    def _give_up(self) -> None:
-        error = NotReady("the scheduler was lost and did not come back in time; try again", retry_after_s=5.0)
-        given_up, self._unsubmitted = self._unsubmitted, set()
-        for handle in given_up:
-            if (live := self._live.get(handle)) is not None:
-                self._fail(live, error)
-        self._on_batch()
-
-    def _resubmit(self) -> None:
-        if self._giving_up is not None:
-            self._giving_up.cancel()
-            self._giving_up = None
-        for handle in sorted(self._unsubmitted):
-            live = self._live.get(handle)
-            if live is None:
-                continue
-            submit = _SessionRequest.Submit(handle=handle, request=live.resumed_request())
-            self._session.send(_SessionRequest(submit=submit))
-            for text in live.sequences:
-                if text.has_ended:
-                    finish = _SessionRequest.Finish(handle=handle, sequence=text.index)
-                    self._session.send(_SessionRequest(finish=finish))
-            metrics.requests_resumed.inc()
-        self._unsubmitted.clear()
-
-    def _fail(self, live: LiveRequest, error: QuireError) -> None:
-        live.fail(error.to_proto())
-        self._forget(live)
+    def _lose(self, live: LiveRequest) -> None:
+        live.end_stopped()
+        if not live.is_over:
+            self._events.lost(live, self.address)
 
     def _forget(self, live: LiveRequest) -> int | None:
         handle = self._handles.pop(live, None)
         if handle is not None:
             del self._live[handle]
-            self._unsubmitted.discard(handle)
         return handle

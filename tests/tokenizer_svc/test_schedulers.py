@@ -1,0 +1,159 @@
+"""Several schedulers behind one tokenizer service: redirects, losses, refusals, and schedulers that register."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from quire import redis_client
+from quire.packing import unpack_int32
+from quire.registry import Registration
+from quire.rpc.channel import open_channel
+from quire.service import Shutdown
+from quire.v1 import tokenizer_pb2, tokenizer_pb2_grpc, types_pb2
+from tests.support.checkpoints import VOCAB_SIZE, checkpoint
+from tests.support.fake_scheduler import FakeScheduler, redirect, tokens, unavailable
+from tests.support.until import until
+from tests.tokenizer_svc.test_server import made
+from tokenizer_svc import server as tokenizer_server
+from tokenizer_svc.server import TokenizerServicer
+from tokenizer_svc.settings import TokenizerSettings
+
+
+@asynccontextmanager
+async def front(
+    tmp_path: Path, *schedulers: FakeScheduler, **fields: Any
+) -> AsyncIterator[TokenizerServicer]:
+    settings = made(
+        TokenizerSettings,
+        listen=f"unix:{tmp_path}/front",
+        model=str(checkpoint()),
+        **({"schedulers": tuple(s.address for s in schedulers)} | fields),
+    )
+    service = TokenizerServicer(settings, Shutdown())
+    await service.start()
+    try:
+        yield service
+    finally:
+        await service.stop()
+        for scheduler in schedulers:
+            await scheduler.stop()
+
+
+async def two(tmp_path: Path) -> tuple[FakeScheduler, FakeScheduler]:
+    """Two that answer with two tokens and the end; of equals the tokenizer asks the first by name."""
+    found = []
+    for name in "ab":
+        scheduler = FakeScheduler(
+            f"unix:{tmp_path}/{name}", VOCAB_SIZE, lambda s: [tokens(s.handle, 5, 6, is_last=True)]
+        )
+        await scheduler.start()
+        found.append(scheduler)
+    return found[0], found[1]
+
+
+async def generate(service: TokenizerServicer) -> list[int]:
+    """Token ids of one request's answer."""
+    async with open_channel(service.rpc.address) as channel:
+        stub = tokenizer_pb2_grpc.TokenizerStub(channel)
+        sampling = types_pb2.SamplingParams(temperature=0, max_tokens=8)
+        request = tokenizer_pb2.TextRequest(
+            text="Hello", sampling=sampling, stream=True, return_token_ids=True
+        )
+        found: list[int] = []
+        async for delta in stub.Generate(request):
+            found += unpack_int32(delta.token_ids).tolist()
+        return found
+
+
+async def ready(service: TokenizerServicer, num_schedulers: int) -> None:
+    """Wait until so many schedulers would take a request."""
+    async with open_channel(service.rpc.address) as channel, asyncio.timeout(20):
+        stub = tokenizer_pb2_grpc.TokenizerStub(channel)
+        while True:
+            status = await stub.GetStatus(types_pb2.GetStatusRequest())
+            if (status.state, status.schedulers_ready) == (types_pb2.SERVICE_STATE_READY, num_schedulers):
+                return
+            await asyncio.sleep(0.005)
+
+
+async def test_a_redirect_is_followed_and_marked_as_such(tmp_path: Path) -> None:
+    a, b = await two(tmp_path)
+    a.script = lambda s: [redirect(s.handle, b.address)]
+    async with front(tmp_path, a, b) as service:
+        await ready(service, 2)
+        assert await generate(service) == [5, 6]
+    assert not a.submitted[0].redirected
+    assert [request.redirected for request in b.submitted] == [True]
+
+
+async def test_a_redirect_to_nowhere_comes_to_an_end_all_the_same(tmp_path: Path) -> None:
+    a, b = await two(tmp_path)
+    a.script = lambda s: [redirect(s.handle, f"unix:{tmp_path}/nowhere")]
+    async with front(tmp_path, a, b) as service:
+        await ready(service, 2)
+        b.script = lambda s: [tokens(s.handle, 7, is_last=True)]
+        a_first = a.script
+
+        def once(submit: Any) -> Any:
+            a.script = lambda s: [tokens(s.handle, 7, is_last=True)]
+            return a_first(submit)
+
+        a.script = once
+        assert await generate(service) == [7]
+
+
+async def test_a_request_goes_on_at_the_other_one_with_its_tokens(tmp_path: Path) -> None:
+    a, b = await two(tmp_path)
+    a.script = lambda s: [tokens(s.handle, 3, 4)]
+    async with front(tmp_path, a, b) as service:
+        await ready(service, 2)
+        answer = asyncio.create_task(generate(service))
+        await until(lambda: bool(a.submitted))
+        await a.stop()
+        assert (await answer)[-2:] == [5, 6]
+    resumed = [unpack_int32(part.token_ids).tolist() for part in b.submitted[0].resumed]
+    assert resumed in ([[3, 4]], [])  # what had arrived before the end of the session
+
+
+async def test_who_is_leaving_is_not_asked_again(tmp_path: Path) -> None:
+    a, b = await two(tmp_path)
+    a.script = lambda s: [unavailable(s.handle)]
+    async with front(tmp_path, a, b) as service:
+        await ready(service, 2)
+        assert await generate(service) == [5, 6]
+    assert (len(a.submitted), len(b.submitted)) == (1, 1)
+
+
+async def test_when_all_refuse_there_is_one_clear_error(tmp_path: Path) -> None:
+    a, b = await two(tmp_path)
+    a.script = b.script = lambda s: [unavailable(s.handle)]
+    async with front(tmp_path, a, b, resume_s=0.05) as service:
+        await ready(service, 2)
+        with pytest.raises(grpc.aio.AioRpcError, match="did not come back in time") as caught:
+            await generate(service)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_scheduler_that_registers_is_found_and_one_that_leaves_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = redis_client.open_redis("")
+    monkeypatch.setattr(tokenizer_server, "open_redis", lambda _url: registry)
+    a, b = await two(tmp_path)
+    async with front(tmp_path, schedulers=(), redis_url="redis://here") as service:
+        entry = Registration(registry, "scheduler", "a", lambda: {"address": a.address})
+        await entry.beat()
+        await ready(service, 1)
+        assert await generate(service) == [5, 6]
+        await entry.withdraw()
+        await a.stop()
+        await Registration(registry, "scheduler", "b", lambda: {"address": b.address}).beat()
+        await ready(service, 1)
+        assert await generate(service) == [5, 6]
+        await b.stop()
+    assert (len(a.submitted), len(b.submitted)) == (1, 1)
