@@ -22,7 +22,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) $$(grep '^torch==' constraints.txt)
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --group dev --editable '.[cuda]'
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --group dev --editable '.[bench,cuda]'
 	touch $@
 
 serve: install ## serve MODEL (default: the bundled demo model) on PORT; more flags in ARGS

@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from quire.settings import ENV_PREFIX
 
@@ -43,14 +44,23 @@ class Launcher:
     """Starts services in the order given and stops them in the same order, the gateway first.
 
     A service that dies before all are ready ends the launch. Later it is started again, with a line that says
-    so; one that keeps dying (5 times within a minute) ends everything.
+    so; one that keeps dying (5 times within a minute) ends everything. What services print goes to `NAME.log` in
+    `logs`, if given, else to our own output.
     """
 
-    def __init__(self, commands: Sequence[ServiceCommand], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, commands: Sequence[ServiceCommand], say: Callable[[str], None], *, logs: Path | None = None
+    ) -> None:
         self._commands = commands
         self._say = say
+        self._logs = logs
         self._processes: dict[str, asyncio.subprocess.Process] = {}
         self._stopping = False
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Process id of each service that was started."""
+        return {name: process.pid for name, process in self._processes.items()}
 
     async def run(self, until_ready: Callable[[], Awaitable[None]], on_ready: Callable[[], None]) -> None:
         """Run until cancelled. Raises LaunchError when a service cannot be kept running."""
@@ -75,17 +85,23 @@ class Launcher:
     async def _start(self, command: ServiceCommand) -> None:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
         path = os.pathsep.join(filter(None, (str(services_directory()), environment.get("PYTHONPATH"))))
-        self._processes[command.name] = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            command.name,
-            *command.flags,
-            env={**environment, **command.secrets, "PYTHONPATH": path},
-            stdin=asyncio.subprocess.DEVNULL,
-            # Ctrl-C in a terminal goes to the whole group; the launcher alone decides the order of leaving.
-            start_new_session=True,
-            preexec_fn=_die_with_parent,
-        )
+        with self._output(command.name) as output:
+            self._processes[command.name] = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                command.name,
+                *command.flags,
+                env={**environment, **command.secrets, "PYTHONPATH": path},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                # Ctrl-C in a terminal goes to the whole group; the launcher alone decides the order of leaving.
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+
+    def _output(self, name: str) -> contextlib.AbstractContextManager[IO[bytes] | None]:
+        return contextlib.nullcontext() if self._logs is None else (self._logs / f"{name}.log").open("ab")
 
     async def _watch(self, command: ServiceCommand, ready: asyncio.Event) -> None:
         deaths: list[float] = []

@@ -5,10 +5,12 @@ from typing import Annotated
 import typer
 
 import quire
+from quire.cli.bench import bench
 from quire.cli.serve import serve
 
 app = typer.Typer(name="quire", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(serve)
+app.add_typer(bench, name="bench")
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,1 @@
+"""What a device can do, and what our kernels make of it: programs that print JSON."""

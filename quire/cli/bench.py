@@ -1,0 +1,147 @@
+"""`quire bench`: how fast this machine serves a model."""
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from quire.bench.engine import EngineOptions
+from quire.bench.latency import LatencyCases, latency_table, measure_latency
+from quire.bench.plot import plot
+from quire.bench.report import Report, print_report
+from quire.bench.shapes import shapes, write_shape
+from quire.bench.throughput import measure_throughput, throughput_table
+from quire.bench.workloads import NAMES, named, of_lengths
+from quire.errors import QuireError
+from quire.launcher import LaunchError
+from quire.local import OFFLINE_SCHEDULER
+
+T = TypeVar("T")
+
+bench = typer.Typer(
+    no_args_is_help=True,
+    help="Measure how fast this machine serves a model, beside what its hardware allows.",
+)
+
+Model = Annotated[
+    str,
+    typer.Option(
+        help=f"Checkpoint directory, hub id, or a shape with random weights ({', '.join(shapes())}); "
+        "by default the demo model."
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0: greedy.")]
+Worker = Annotated[
+    list[str], typer.Option(help="Setting of the worker, as name=value; may be repeated (docs/settings.md).")
+]
+Scheduler = Annotated[
+    list[str], typer.Option(help="Setting of the scheduler, as name=value; may be repeated.")
+]
+Output = Annotated[Path, typer.Option(help="Directory for the JSON report and the plot.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Measured runs of each, after one to warm up.")]
+
+_RESULTS = Path("bench-results")
+
+
+@bench.command()
+def throughput(
+    workload: Annotated[
+        list[str], typer.Option(help=f"May be repeated. One of {', '.join(NAMES)}, or `all` but tiny.")
+    ] = [],  # noqa: B006 (typer copies it)
+    requests: Annotated[int, typer.Option(min=0, help="Without a workload: this many requests ...")] = 0,
+    prompt_len: Annotated[int, typer.Option(min=1, help="... of so many prompt tokens ...")] = 512,
+    output_len: Annotated[int, typer.Option(min=1, help="... and output tokens each.")] = 128,
+    model: Model = "",
+    device: Device = "auto",
+    temperature: Temperature = 0.0,
+    worker: Worker = [],  # noqa: B006
+    scheduler: Scheduler = [],  # noqa: B006
+    repeats: Repeats = 1,
+    output: Output = _RESULTS,
+) -> None:
+    """Offline: all requests at once, as token ids, through scheduler and worker over gRPC."""
+    names = [name for name in NAMES if name != "tiny"] if "all" in workload else workload
+    own = [of_lengths(requests, prompt_len, output_len)] if requests else []
+
+    async def measure() -> Report:
+        workloads = [*map(named, names), *own] or [named("uniform256")]
+        options = _options(model, device, temperature, worker, {**OFFLINE_SCHEDULER, **_pairs(scheduler)})
+        return await measure_throughput(options, workloads, repeats=repeats, say=_say)
+
+    _report(measure(), throughput_table, output)
+
+
+@bench.command()
+def latency(
+    batch: Annotated[list[int], typer.Option(min=1, help="Requests at once; may be repeated.")] = [1, 8],  # noqa: B006
+    prompt_len: Annotated[list[int], typer.Option(min=1, help="Prompt tokens; may be repeated.")] = [128],  # noqa: B006
+    output_len: Annotated[int, typer.Option(min=1, help="Output tokens.")] = 128,
+    model: Model = "",
+    device: Device = "auto",
+    temperature: Temperature = 0.0,
+    worker: Worker = [],  # noqa: B006
+    scheduler: Scheduler = [],  # noqa: B006
+    repeats: Repeats = 5,
+    output: Output = _RESULTS,
+) -> None:
+    """Offline: one batch of equal requests at a time; time to first token, per token, end to end."""
+    cases = LatencyCases(batch, prompt_len, output_len)
+
+    async def measure() -> Report:
+        options = _options(model, device, temperature, worker, _pairs(scheduler))
+        return await measure_latency(options, cases, repeats=repeats, say=_say)
+
+    _report(measure(), latency_table, output)
+
+
+@bench.command()
+def shape(
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(shapes())}.")],
+    directory: Annotated[Path, typer.Argument(help="Where to write it.")],
+) -> None:
+    """Write a checkpoint without weights, to be served with --load-format dummy."""
+    _failing_clearly(lambda: write_shape(name, directory))
+
+
+def _options(
+    model: str, device: str, temperature: float, worker: list[str], scheduler: Mapping[str, object]
+) -> EngineOptions:
+    return EngineOptions(model, device, temperature, worker=_pairs(worker), scheduler=scheduler)
+
+
+def _pairs(settings: list[str]) -> dict[str, object]:
+    pairs = [setting.partition("=") for setting in settings]
+    for name, equals, _ in pairs:
+        if not equals:
+            raise typer.BadParameter(f"{name} has no value: write {name}=value")
+    return {name.replace("-", "_"): value for name, _, value in pairs}
+
+
+def _report(
+    measuring: Coroutine[Any, Any, Report],
+    table: Callable[[Report], Iterable[Mapping[str, object]]],
+    output: Path,
+) -> None:
+    """Measure, print, save and draw."""
+    report = _failing_clearly(lambda: asyncio.run(measuring))
+    print_report(report, list(table(report)))
+    saved = report.save(output)
+    _say(f"saved {saved}")
+    drawn = plot(saved)
+    _say(f"drew {drawn}" if drawn else "no plot: that needs matplotlib (pip install 'quire[bench]')")
+
+
+def _failing_clearly(work: Callable[[], T]) -> T:
+    try:
+        return work()
+    except (QuireError, LaunchError) as error:
+        _say(f"quire bench: {error}")
+        raise typer.Exit(1) from None
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
