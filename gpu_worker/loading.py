@@ -4,10 +4,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import structlog
 import torch
 
+from gpu_worker.gpu_memory import explained, kv_budget, measure
 from gpu_worker.kv_cache import KvCache
-from gpu_worker.memory import num_kv_blocks
+from gpu_worker.memory import cpu_budget, num_kv_blocks, parse_bytes
 from gpu_worker.model_runner import ModelRunner
 from gpu_worker.models.architectures import DecoderConfig, decoder_config
 from gpu_worker.models.decoder import Decoder
@@ -17,6 +19,11 @@ from quire.errors import InvalidRequest, NotFound
 from quire.model_files import model_revision, read_json, resolve_model
 from quire.packing import pack_int32
 from quire.v1 import types_pb2, worker_pb2
+
+log = structlog.get_logger()
+
+_CPU_ROWS, _GPU_ROWS = 64, 512
+_CPU_STEP_TOKENS, _GPU_STEP_TOKENS = 2048, 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,48 +43,87 @@ def load(settings: WorkerSettings, worker_epoch: int, on_progress: Callable[[flo
     raw_config = read_json(directory, "config.json")
     config = decoder_config(raw_config)
     dtype = _dtype(settings.dtype, config, device)
-    max_model_len = _max_model_len(settings, config)
-    if settings.load_format == "dummy":
-        parameters = dummy_parameters(config, dtype, device)
-    else:
-        parameters = load_parameters(directory, config, dtype, device, on_progress)
-    num_blocks = num_kv_blocks(
-        config,
-        dtype.itemsize,
-        block_size=settings.block_size,
-        max_rows=settings.max_rows,
-        max_model_len=max_model_len,
-        asked=settings.kv_cache_memory,
-    )
-    cache = KvCache(config, num_blocks, settings.block_size, dtype, device)
+    with explained("reading the weights", "use a smaller model, or a GPU that nobody else uses"):
+        if settings.load_format == "dummy":
+            parameters = dummy_parameters(config, dtype, device)
+        else:
+            parameters = load_parameters(directory, config, dtype, device, on_progress)
+    description = _describe(settings, worker_epoch, config, dtype, device)
+    description.weights_bytes = sum(tensor.nbytes for tensor in parameters.values())
     generation = read_json(directory, "generation_config.json") if _has_generation_config(directory) else {}
+    description.model.revision = model_revision(directory)
+    description.model.eos_token_ids = pack_int32(_eos_token_ids(raw_config, generation, config.vocab_size))
+    decoder = Decoder(config, parameters, description.model.max_model_len)
+    del parameters
+    cache = _kv_cache(settings, decoder, description, dtype, device)
+    runner = ModelRunner(decoder, cache, limits=description, device=device)
+    if device.type == "cuda":
+        with explained("recording decode steps", "lower gpu_memory_utilization or max_rows"):
+            log.info("decode graphs recorded", seconds=round(runner.capture_graphs(), 2))
+    return LoadedWorker(description, runner, cache)
+
+
+def _describe(
+    settings: WorkerSettings,
+    worker_epoch: int,
+    config: DecoderConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> worker_pb2.WorkerDescription:
+    """All that is known before the weights and the KV cache are there."""
+    is_gpu = device.type == "cuda"
+    max_rows = settings.max_rows or (_GPU_ROWS if is_gpu else _CPU_ROWS)
+    max_step_tokens = settings.max_step_tokens or (_GPU_STEP_TOKENS if is_gpu else _CPU_STEP_TOKENS)
     model = types_pb2.ModelDescription(
         name=settings.served_model_name or settings.model.rstrip("/").rpartition("/")[2],
         source=settings.model,
-        revision=model_revision(directory),
         architecture=config.architecture,
         vocab_size=config.vocab_size,
-        max_model_len=max_model_len,
-        eos_token_ids=pack_int32(_eos_token_ids(raw_config, generation, config.vocab_size)),
+        max_model_len=_max_model_len(settings, config),
         dtype=str(dtype).removeprefix("torch."),
     )
-    description = worker_pb2.WorkerDescription(
+    return worker_pb2.WorkerDescription(
         worker_id=settings.worker_id,
         worker_epoch=worker_epoch,
         model=model,
         block_size=settings.block_size,
-        num_blocks=num_blocks,
-        max_rows=settings.max_rows,
-        max_step_tokens=max(settings.max_step_tokens, settings.max_rows),
+        max_rows=max_rows,
+        max_step_tokens=max(max_step_tokens, max_rows),
         max_decode_steps=settings.max_decode_steps,
         max_logprobs=min(settings.max_logprobs, config.vocab_size),
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        kv_cache_bytes=num_blocks * KvCache.block_bytes(config, settings.block_size, dtype.itemsize),
-        weights_bytes=sum(tensor.nbytes for tensor in parameters.values()),
+        device=torch.cuda.get_device_name(device) if is_gpu else "cpu",
         world_size=1,
     )
-    decoder = Decoder(config, parameters, max_model_len)
-    return LoadedWorker(description, ModelRunner(decoder, cache, limits=description, device=device), cache)
+
+
+def _kv_cache(
+    settings: WorkerSettings,
+    decoder: Decoder,
+    description: worker_pb2.WorkerDescription,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> KvCache:
+    """The cache in its final size, which the description gets."""
+    config, block_size = decoder.config, description.block_size
+    max_model_len = description.model.max_model_len
+    if settings.kv_cache_memory:
+        budget = parse_bytes(settings.kv_cache_memory)
+    elif device.type == "cuda":
+        with explained("running the largest step", "lower max_step_tokens or max_rows"):
+            needs = measure(decoder, description, dtype=dtype, device=device)
+        budget = kv_budget(needs, settings.gpu_memory_utilization)
+        log.info("memory measured", activations_mib=needs.activations >> 20, graphs_mib=needs.graphs >> 20)
+    else:
+        max_rows = description.max_rows
+        budget = cpu_budget(
+            config, dtype.itemsize, block_size=block_size, max_rows=max_rows, max_model_len=max_model_len
+        )
+    block_bytes = KvCache.block_bytes(config, block_size, dtype.itemsize)
+    num_blocks = num_kv_blocks(budget, block_bytes, block_size=block_size, max_model_len=max_model_len)
+    description.num_blocks = num_blocks
+    description.kv_cache_bytes = num_blocks * block_bytes
+    with explained("making the KV cache", "lower gpu_memory_utilization or kv_cache_memory"):
+        return KvCache(config, num_blocks, block_size, dtype, device)
 
 
 def _has_generation_config(directory: os.PathLike[str]) -> bool:

@@ -18,26 +18,29 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
-def num_kv_blocks(
-    config: DecoderConfig, dtype_bytes: int, *, block_size: int, max_rows: int, max_model_len: int, asked: str
+def cpu_budget(
+    config: DecoderConfig, dtype_bytes: int, *, block_size: int, max_rows: int, max_model_len: int
 ) -> int:
-    """Blocks for `asked` bytes, or a default that suits a CPU.
-
-    Raises InvalidRequest where not even one sequence of max_model_len tokens fits; the message says what would.
-    """
+    """Bytes of KV cache that suit a CPU: every row at a quarter of max_model_len, if that much memory is free."""
     block_bytes = KvCache.block_bytes(config, block_size, dtype_bytes)
     blocks_per_sequence = -(-max_model_len // block_size)
-    if asked:
-        num_blocks = parse_bytes(asked) // block_bytes
-    else:
-        wanted = max(blocks_per_sequence, max_rows * -(-blocks_per_sequence // 4))
-        num_blocks = min(wanted, _free_bytes() // 4 // block_bytes)
+    wanted = max(blocks_per_sequence, max_rows * -(-blocks_per_sequence // 4))
+    return min(wanted * block_bytes, _free_bytes() // 4)
+
+
+def num_kv_blocks(budget: int, block_bytes: int, *, block_size: int, max_model_len: int) -> int:
+    """Blocks that `budget` bytes hold.
+
+    Raises InvalidRequest where not even one sequence of max_model_len tokens fits; the message says what would help.
+    """
+    num_blocks = max(0, budget) // block_bytes
+    blocks_per_sequence = -(-max_model_len // block_size)
     if num_blocks < blocks_per_sequence:
         needed = blocks_per_sequence * block_bytes
         raise InvalidRequest(
-            f"{num_blocks * block_bytes / 2**20:.0f} MiB of KV cache hold {num_blocks * block_size} tokens, fewer than "
-            f"max_model_len, {max_model_len}: give kv_cache_memory {needed / 2**20:.0f} MiB or more, or lower "
-            "max_model_len",
+            f"{budget / 2**20:.0f} MiB of KV cache hold {num_blocks * block_size} tokens, fewer than the "
+            f"{max_model_len} of max_model_len: give kv_cache_memory {needed / 2**20:.0f} MiB or more, or lower max_model_len; on a GPU, "
+            "raise gpu_memory_utilization, or lower max_step_tokens and max_rows, which need memory too",
             param="kv_cache_memory",
         )
     return num_blocks

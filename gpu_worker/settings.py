@@ -35,15 +35,22 @@ class WorkerSettings(ServiceSettings):
     max_model_len: int = Field(
         0, ge=0, description="most tokens of prompt and output; 0: what the model allows"
     )
-    max_rows: int = Field(64, ge=1, le=4096, description="most sequences that run at once")
-    max_step_tokens: int = Field(2048, ge=1, description="most token positions in one step")
+    max_rows: int = Field(
+        0, ge=0, le=4096, description="most sequences that run at once; 0: 512 on a GPU, 64 on a CPU"
+    )
+    max_step_tokens: int = Field(
+        0, ge=0, description="most token positions in one step; 0: 8192 on a GPU, 2048 on a CPU"
+    )
     max_decode_steps: int = Field(8, ge=1, le=64, description="most decode steps in one command")
     max_logprobs: int = Field(20, ge=0, le=256, description="most likeliest tokens reported per token")
     block_size: int = Field(16, ge=1, le=256, description="tokens per KV block")
     kv_cache_memory: str = Field(
         "",
-        description="size of the KV cache, such as 2GiB; empty: every row at a quarter of max_model_len, "
-        "at most a quarter of the memory that is free",
+        description="size of the KV cache, such as 2GiB; empty: on a GPU what is left, on a CPU every row at a quarter "
+        "of max_model_len, at most a quarter of the memory that is free",
+    )
+    gpu_memory_utilization: float = Field(
+        0.9, gt=0, le=1, description="share of the GPU's memory for weights, activations and KV cache"
     )
     threads: int = Field(0, ge=0, description="CPU threads for the model; 0: one per core")
 

@@ -3,7 +3,8 @@
 
 A kernel launched with `options()` must call `wait` in every program before it reads what an earlier kernel wrote,
 writes anything, or returns: a program that returned without waiting would let the kernel after next run ahead of
-the one before. Loads of constants (weights) may come first, which is what hides the gap between two kernels.
+the one before. Loads of weights may come first, which is what hides the gap between two kernels; so weights must
+not be the work of the very kernel before.
 """
 
 import functools

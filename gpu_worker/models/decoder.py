@@ -7,11 +7,12 @@ up, are fused, so that a layer is four matrix products.
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import embedding, linear
+from torch.nn.functional import embedding
 
 from gpu_worker.kv_cache import KvCache
 from gpu_worker.models.architectures import DecoderConfig
 from gpu_worker.models.rope import cos_sin_table
+from kernels.linear import gate_up_silu, linear
 from kernels.paged_attention import paged_attention
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.rope_kv_write import rope_kv_write
@@ -107,7 +108,7 @@ class Decoder:
         for index, layer in enumerate(self._layers):
             x = self._attention(index, layer, x, inputs, cache)
             x, residual = add_rms_norm(x, residual, layer.post_norm, eps)
-            x = linear(silu_mul(linear(x, layer.gate_up, layer.gate_up_bias)), layer.down, layer.down_bias)
+            x = linear(_gated(x, layer), layer.down, layer.down_bias)
             last = index + 1 == len(self._layers)
             following = self._final_norm if last else self._layers[index + 1].input_norm
             x, residual = add_rms_norm(x, residual, following, eps)
@@ -135,3 +136,10 @@ class Decoder:
             self._scale, config.windows[index],
         )  # fmt: skip
         return linear(out.reshape(len(x), -1), layer.output, layer.output_bias)
+
+
+def _gated(x: torch.Tensor, layer: LayerWeights) -> torch.Tensor:
+    """The inner activations of the feed-forward layer, [n, intermediate]."""
+    if layer.gate_up_bias is None:
+        return gate_up_silu(x, layer.gate_up)
+    return silu_mul(linear(x, layer.gate_up, layer.gate_up_bias))

@@ -16,26 +16,33 @@ _MAX_TILES = 1 << 16
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """See `kernels.linear`."""
-    tiles = choose(len(x), *weight.shape)
-    if tiles is None or len(x) == 0:
+    tiles = _choose(x, len(weight))
+    if tiles is None:
         return reference.linear(x, weight, bias)
     return tiled_linear(x, weight, tiles, bias=bias)
 
 
 def linear_add(x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
     """See `kernels.linear`."""
-    tiles = choose(len(x), *weight.shape)
-    if tiles is None or len(x) == 0:
+    tiles = _choose(x, len(weight))
+    if tiles is None:
         return reference.linear_add(x, weight, residual)
     return tiled_linear(x, weight, tiles, residual=residual)
 
 
 def gate_up_silu(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """See `kernels.linear`."""
-    tiles = choose(len(x), weight.shape[0] // 2, weight.shape[1], is_gated=True)
-    if tiles is None or len(x) == 0:
+    tiles = _choose(x, len(weight) // 2, is_gated=True)
+    if tiles is None:
         return reference.gate_up_silu(x, weight)
     return tiled_linear(x, weight, tiles, is_gated=True)
+
+
+def _choose(x: torch.Tensor, n: int, *, is_gated: bool = False) -> Tiles | None:
+    # In float32 the tensor cores would round, and the ordinary units need tiles of their own.
+    if len(x) == 0 or x.dtype == torch.float32:
+        return None
+    return choose(len(x), n, x.shape[1], is_gated=is_gated)
 
 
 def tiled_linear(
@@ -55,8 +62,10 @@ def tiled_linear(
     if m > (1 if tiles.kernel == "gemv" else ROWS.value):
         raise ValueError(f"{m} rows are too many for the {tiles.kernel} kernel")
     up = weight[n:] if is_gated else weight
-    out = torch.empty((m, n), dtype=x.dtype, device=x.device)
     num_tiles = triton.cdiv(n, tiles.block_n)
+    if tiles.split_k > 1 and num_tiles > _MAX_TILES:
+        raise ValueError(f"a split has at most {_MAX_TILES} tiles, not {num_tiles}")
+    out = torch.empty((m, n), dtype=x.dtype, device=x.device)
     extras = (x if bias is None else bias, x if residual is None else residual)
     flags = {"GATED": is_gated, "HAS_BIAS": bias is not None, "HAS_RESIDUAL": residual is not None}
     if tiles.kernel == "gemv":

@@ -17,7 +17,11 @@ EPS = 1e-6
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(shape, device=DEVICE).to(dtype)
+    """Finished when this returns, since kernels read weights before the kernel ahead of them has finished."""
+    made = torch.randn(shape, device=DEVICE).to(dtype)
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return made
 
 
 def assert_close(got: torch.Tensor, wanted: torch.Tensor) -> None:
