@@ -38,9 +38,9 @@ def num_kv_blocks(budget: int, block_bytes: int, *, block_size: int, max_model_l
     if num_blocks < blocks_per_sequence:
         needed = blocks_per_sequence * block_bytes
         raise InvalidRequest(
-            f"{budget / 2**20:.0f} MiB of KV cache hold {num_blocks * block_size} tokens, fewer than the "
-            f"{max_model_len} of max_model_len: give kv_cache_memory {needed / 2**20:.0f} MiB or more, or lower max_model_len; on a GPU, "
-            "raise gpu_memory_utilization, or lower max_step_tokens and max_rows, which need memory too",
+            f"{budget / 2**20:.0f} MiB of KV cache hold {num_blocks * block_size} tokens, fewer than max_model_len, "
+            f"{max_model_len}: give kv_cache_memory {needed / 2**20:.0f} MiB or more, or lower max_model_len; on a "
+            "GPU, raise gpu_memory_utilization, or lower max_step_tokens and max_rows, which need memory too",
             param="kv_cache_memory",
         )
     return num_blocks
