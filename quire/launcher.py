@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -12,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from quire.parent import PARENT_ENV
 from quire.settings import ENV_PREFIX
 
 STOP_LIMIT_S = 4.5
 _RESTART_LIMIT = 5
 _RESTART_WINDOW_S = 60.0
-_PR_SET_PDEATHSIG = 1
 
 
 class LaunchError(Exception):
@@ -91,13 +90,12 @@ class Launcher:
                 "-m",
                 command.name,
                 *command.flags,
-                env={**environment, **command.secrets, "PYTHONPATH": path},
+                env={**environment, **command.secrets, "PYTHONPATH": path, PARENT_ENV: str(os.getpid())},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 # Ctrl-C in a terminal goes to the whole group; the launcher alone decides the order of leaving.
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
             )
 
     def _output(self, name: str) -> contextlib.AbstractContextManager[IO[bytes] | None]:
@@ -138,9 +136,3 @@ class Launcher:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to end this child when the launcher dies, however it dies; elsewhere do nothing."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -124,11 +124,12 @@ class LocalServices:
             await asyncio.wait({task, self._running}, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 return task.result()
-            try:
-                await self._running
-            except LaunchError as error:
-                raise LaunchError(f"{error}{self._last_words(error)}") from None
-            raise LaunchError("the services were stopped")
+            error = None if self._running.cancelled() else self._running.exception()
+            if error is None:
+                raise LaunchError("the services were stopped")
+            if isinstance(error, LaunchError):
+                raise LaunchError(f"{error}{self._last_words(error)}")
+            raise error
         finally:
             if not task.done():
                 task.cancel()

@@ -14,6 +14,7 @@ from quire import telemetry
 from quire.errors import QuireError
 from quire.logging import configure_logging
 from quire.metrics import serve_metrics
+from quire.parent import follow_parent
 from quire.settings import ServiceSettings, SettingsError, load_settings
 
 log = structlog.get_logger()
@@ -70,6 +71,7 @@ S = TypeVar("S", bound=ServiceSettings)
 
 def run(name: str, settings_type: type[S], build: Callable[[S, Shutdown], Service]) -> NoReturn:
     """Run a service until SIGTERM, SIGINT or its own request; exit with 0, or 1 after one clear line."""
+    follow_parent()
     try:
         settings = load_settings(settings_type, name, sys.argv[1:])
     except SettingsError as error:

@@ -44,11 +44,11 @@ def main() -> int:
     shared = sum(
         text.count("\n")
         for path, text in texts.items()
-        if path.parts[0] == "quire" and path.parts[1] not in ("cli", "bench")
+        if path.parts[0] == "quire" and path.parts[1] not in ("cli", "bench", "offline")
     )
     if shared > SHARED_LIMIT:
         failures += 1
-        print(f"quire/ has {shared} lines without cli and bench ({SHARED_LIMIT} is the limit)")
+        print(f"quire/ has {shared} lines without cli, bench and offline ({SHARED_LIMIT} is the limit)")
     return int(failures > 0)
 
 
