@@ -12,6 +12,7 @@ from gpu_worker.row_sampling import NO_LOGPROBS, DrawKind, DrawPlan
 from gpu_worker.sampler import Sampler
 from kernels.decode_rows import begin_decode, commit_tokens
 from kernels.logprobs import logprobs
+from kernels.paged_attention import Chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,6 @@ class ModelSteps:
         self._cursor = self._control[:1]
         self.batch_rows = self._control[1:]
         """int64 [max_rows]: rows of the batch, filled up with the row that is always done."""
-        self._ones = torch.ones(rows.fill_row, dtype=torch.int32, device=device)
         self.clear_batch()
 
     def clear_batch(self) -> None:
@@ -67,9 +67,8 @@ class ModelSteps:
         inputs = begin_decode(
             self._rows.columns, self.batch_rows[:size], self._cache.block_size, self._cursor
         )
-        attention = AttentionInputs(
-            inputs.positions, inputs.slots, inputs.block_tables, self._ones[:size], inputs.context_lens
-        )
+        plan = self._decoder.plan_attention(inputs.block_tables, inputs.context_lens, size)
+        attention = AttentionInputs(inputs.positions, inputs.slots, plan)
         return self._decoder.logits(self._decoder.forward(inputs.token_ids, attention, self._cache))
 
     def mixed_logits(self, num_decoding: int, prefill: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -80,12 +79,16 @@ class ModelSteps:
         decoding = begin_decode(
             self._rows.columns, self.batch_rows[:num_decoding], self._cache.block_size, self._cursor
         )
+        plan = self._decoder.plan_attention(
+            self._rows.block_table.index_select(0, prefill["attention_rows"]),
+            torch.cat((decoding.context_lens, prefill["chunk_ends"])),
+            num_decoding,
+            Chunks(*(prefill[name] for name in ("query_lens", "query_starts", "tile_chunks", "tile_starts"))),
+        )
         attention = AttentionInputs(
             positions=torch.cat((decoding.positions, prefill["prefill_positions"])),
             slots=torch.cat((decoding.slots, prefill["prefill_slots"])),
-            block_tables=self._rows.block_table.index_select(0, prefill["attention_rows"]),
-            query_lens=prefill["query_lens"],
-            context_lens=torch.cat((decoding.context_lens, prefill["chunk_ends"])),
+            plan=plan,
         )
         token_ids = torch.cat((decoding.token_ids, prefill["prefill_tokens"]))
         hidden = self._decoder.forward(token_ids, attention, self._cache)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_worker.row_table import RowTable
+from kernels.paged_attention import query_tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class StepBatch:
     """Prompt tokens in the first step; 0 means that it is a decode step like the others."""
     prefill: dict[str, NDArray[np.generic]]
     """For the copy to the device, if there are chunks: prefill_tokens, prefill_positions, prefill_slots int64
-    [tokens]; attention_rows int64, query_lens and chunk_ends int32 of all rows or chunks in the first step;
+    [tokens]; attention_rows int64 [rows and chunks]; chunk_ends int32 [chunks], and those of `Chunks`;
     sample_at int64 [rows], the token after which each row samples."""
 
 
@@ -49,12 +50,16 @@ def lay_out(
             sample_at.append(num_tokens - 1)
     prefill: dict[str, NDArray[np.generic]] = {}
     if chunk_rows:
+        tile_chunks, tile_starts = query_tiles(counts)
         prefill = {
             "prefill_tokens": np.concatenate(tokens),
             "prefill_positions": np.concatenate(positions),
             "prefill_slots": np.concatenate(slots),
             "attention_rows": np.array(decoding + chunk_rows, np.int64),
-            "query_lens": np.array([1] * len(decoding) + counts, np.int32),
+            "query_lens": np.array(counts, np.int32),
+            "query_starts": np.cumsum([len(decoding), *counts[:-1]], dtype=np.int32),
+            "tile_chunks": tile_chunks,
+            "tile_starts": tile_starts,
             "chunk_ends": np.array(ends, np.int32),
             "sample_at": np.array(sample_at, np.int64),
         }

@@ -13,7 +13,7 @@ from gpu_worker.kv_cache import KvCache
 from gpu_worker.models.architectures import DecoderConfig
 from gpu_worker.models.rope import cos_sin_table
 from kernels.linear import gate_up_silu, linear
-from kernels.paged_attention import paged_attention
+from kernels.paged_attention import AttentionPlan, Chunks, paged_attention, plan_attention
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.rope_kv_write import rope_kv_write
 from kernels.silu_mul import silu_mul
@@ -27,12 +27,7 @@ class AttentionInputs:
     """int64 [n]."""
     slots: torch.Tensor
     """int64 [n]: where each token's KV goes, block * block_size + offset; -1 for nowhere."""
-    block_tables: torch.Tensor
-    """int32 [rows, max_blocks]."""
-    query_lens: torch.Tensor
-    """int32 [rows]: tokens of each row in this batch."""
-    context_lens: torch.Tensor
-    """int32 [rows]: tokens of each row whose KV exists after this batch; 0 for a row whose token is no work."""
+    plan: AttentionPlan
 
 
 @dataclass(slots=True)
@@ -114,6 +109,20 @@ class Decoder:
             x, residual = add_rms_norm(x, residual, following, eps)
         return x
 
+    def plan_attention(
+        self,
+        block_tables: torch.Tensor,
+        context_lens: torch.Tensor,
+        num_decoding: int,
+        chunks: Chunks | None = None,
+    ) -> AttentionPlan:
+        """See `kernels.paged_attention.plan_attention`."""
+        config = self.config
+        return plan_attention(
+            block_tables, context_lens, num_decoding, chunks,
+            num_heads=config.num_heads, num_kv_heads=config.num_kv_heads, head_dim=config.head_dim,
+        )  # fmt: skip
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[n, vocab], in the dtype of the weights, of hidden states [n, hidden]."""
         return linear(hidden, self._head)
@@ -131,10 +140,7 @@ class Decoder:
             q, k, v, self._cos_sin, inputs.positions, inputs.slots, keys, values,
             layer.q_norm, layer.k_norm, config.rms_norm_eps,
         )  # fmt: skip
-        out = paged_attention(
-            q, keys, values, inputs.block_tables, inputs.query_lens, inputs.context_lens,
-            self._scale, config.windows[index],
-        )  # fmt: skip
+        out = paged_attention(q, keys, values, inputs.plan, self._scale, config.windows[index])
         return linear(out.reshape(len(x), -1), layer.output, layer.output_bias)
 
 

@@ -1,32 +1,117 @@
 """Causal attention of query tokens over keys and values in pages (Kwon et al., "PagedAttention", SOSP 2023).
 
-One op for every mixture of prefill chunks and decode rows. Floor of decode: one read of each row's K and V.
-Floor of prefill: 4 * heads * d FLOP per (query, visible key) pair.
+A batch is rows that decode, one query each, then chunks of prompts. What all layers of a step have in common is worked
+out once, by `plan_attention`, on the device; its shapes depend on the number of rows alone, so that a CUDA graph can
+hold it. Floor of decode: one read of each row's K and V. Floor of prefill: 4 * heads * d FLOP per (query, visible key)
+pair.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from kernels.dispatch import implementation
+
+QUERY_TILE = 128
+"""Queries of a chunk that are worked on at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """The chunks of a batch, on the device; tiles cover each chunk's queries QUERY_TILE at a time."""
+
+    query_lens: torch.Tensor
+    """int32 [chunks]."""
+    query_starts: torch.Tensor
+    """int32 [chunks]: index of each chunk's first query in the batch."""
+    tile_chunks: torch.Tensor
+    """int32 [tiles]: chunk of each tile."""
+    tile_starts: torch.Tensor
+    """int32 [tiles]: its first query, counted from the chunk's."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeWork:
+    """The decoding rows' KV in items of about equal size, listed on the device; what splits need to be merged."""
+
+    item_rows: torch.Tensor
+    """int32 [most items]."""
+    item_tiles: torch.Tensor
+    """int32 [most items]: the first tile of KV tokens of each item."""
+    row_items: torch.Tensor
+    """int32 [2, rows]: each row's first item, and how many it has."""
+    counts: torch.Tensor
+    """int32 [2]: items in all, and tiles per item."""
+    arrived: torch.Tensor
+    """int32 [rows, kv_heads]: items of a row that are done; 0 between launches."""
+    partial_out: torch.Tensor
+    """float32 [most items, heads, d]."""
+    partial_max: torch.Tensor
+    """float32 [most items, heads]: the largest score, in powers of two."""
+    partial_sum: torch.Tensor
+    """float32 [most items, heads]."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionPlan:
+    """A batch as attention sees it."""
+
+    block_tables: torch.Tensor
+    """int32 [rows, max_blocks]; entries past a context are not looked at."""
+    context_lens: torch.Tensor
+    """int32 [rows]: tokens of each row whose KV exists after this batch; 0 for a row that is no work."""
+    num_decoding: int
+    """Rows with one query each; the others are `chunks`."""
+    chunks: Chunks | None
+    decode: DecodeWork | None
+    """None where nothing decodes, and for the reference."""
+
+
+def query_tiles(query_lens: Sequence[int]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """`Chunks.tile_chunks` and `tile_starts` for chunks of these lengths: the tiles that see most come first."""
+    tiles = [
+        (start, chunk) for chunk, length in enumerate(query_lens) for start in range(0, length, QUERY_TILE)
+    ]
+    tiles.sort(reverse=True)
+    starts, chunks = np.array(tiles, np.int32).reshape(-1, 2).T
+    return chunks, starts
+
+
+def plan_attention(
+    block_tables: torch.Tensor,
+    context_lens: torch.Tensor,
+    num_decoding: int,
+    chunks: Chunks | None,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+) -> AttentionPlan:
+    """What every layer's `paged_attention` needs of a batch; arguments as in `AttentionPlan`."""
+    plan: AttentionPlan = implementation("paged_attention", block_tables).plan_attention(
+        block_tables, context_lens, num_decoding, chunks, num_heads, num_kv_heads, head_dim
+    )
+    return plan
 
 
 def paged_attention(
     q: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
-    block_tables: torch.Tensor,
-    query_lens: torch.Tensor,
-    context_lens: torch.Tensor,
+    plan: AttentionPlan,
     scale: float,
     window: int | None = None,
 ) -> torch.Tensor:
-    """Attention of each row's last `query_lens[i]` of `context_lens[i]` tokens over those up to itself.
+    """Attention of each row's last queries over its tokens up to themselves.
 
-    q [sum(query_lens), heads, d], row after row; caches [num_blocks, kv_heads, block_size, d], which already
-    hold the queries' own keys and values; block_tables [rows, max_blocks], query_lens and context_lens
-    [rows] integers. heads is a multiple of kv_heads. `window`: a token sees itself and the window - 1 before
-    it. Returns the shape and dtype of q.
+    q [queries, heads, d], row after row as in the plan; caches [num_blocks, kv_heads, block_size, d], which already
+    hold the queries' own keys and values. heads is a multiple of kv_heads. `window`: a token sees itself and the
+    window - 1 before it. Returns the shape and dtype of q; what it holds for a row of no context is arbitrary.
     """
     result: torch.Tensor = implementation("paged_attention", q).paged_attention(
-        q, k_cache, v_cache, block_tables, query_lens, context_lens, scale, window
+        q, k_cache, v_cache, plan, scale, window
     )
     return result

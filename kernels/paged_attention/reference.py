@@ -3,27 +3,44 @@
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from kernels.paged_attention import AttentionPlan, Chunks
+
+
+def plan_attention(
+    block_tables: torch.Tensor,
+    context_lens: torch.Tensor,
+    num_decoding: int,
+    chunks: Chunks | None,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+) -> AttentionPlan:
+    """See `kernels.paged_attention`; there is nothing to prepare."""
+    return AttentionPlan(block_tables, context_lens, num_decoding, chunks, None)
+
 
 def paged_attention(
     q: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
-    block_tables: torch.Tensor,
-    query_lens: torch.Tensor,
-    context_lens: torch.Tensor,
+    plan: AttentionPlan,
     scale: float,
     window: int | None,
 ) -> torch.Tensor:
     """See `kernels.paged_attention`."""
     block_size = k_cache.shape[2]
-    output = torch.empty_like(q)
+    output = torch.zeros_like(q)
+    query_lens = [1] * plan.num_decoding + (
+        plan.chunks.query_lens.tolist() if plan.chunks is not None else []
+    )
     start = 0
-    for row, (query_len, context_len) in enumerate(
-        zip(query_lens.tolist(), context_lens.tolist(), strict=True)
-    ):
+    for row, (query_len, context_len) in enumerate(zip(query_lens, plan.context_lens.tolist(), strict=True)):
+        if context_len == 0:
+            start += query_len
+            continue
         # Blocks that the window has left behind for every query of the row are not read.
         first = 0 if window is None else max(0, context_len - query_len - window + 1) // block_size
-        blocks = block_tables[row, first : -(-context_len // block_size)]
+        blocks = plan.block_tables[row, first : -(-context_len // block_size)]
         offset = first * block_size
         keys = _gather(k_cache, blocks, context_len - offset, q.dtype)
         values = _gather(v_cache, blocks, context_len - offset, q.dtype)

@@ -1,69 +1,122 @@
-"""The reference of paged attention against a naive float64 computation, over shapes that models have."""
+"""Paged attention against its definition: the reference, and the kernels in the interpreter or on the GPU."""
+
+from types import ModuleType
 
 import pytest
 import torch
 
-from kernels.paged_attention import paged_attention
+from kernels.paged_attention import QUERY_TILE, kernel, query_tiles, reference
+from tests.support.attention_batch import AttentionBatch, Shape, assert_attends, attention_batch
 
-# heads, kv_heads, head_dim, block_size
-SHAPES = [(1, 1, 64, 16), (4, 2, 80, 16), (8, 1, 96, 32), (16, 2, 128, 64), (6, 6, 256, 16), (16, 1, 64, 128)]
-# (tokens in this pass, tokens in all) of each row
-BATCHES = [
-    [(1, 1)],
-    [(1, 37), (1, 1), (1, 128)],
-    [(5, 5), (130, 130)],
-    [(1, 50), (20, 70), (64, 64), (3, 40)],
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SHAPES = [
+    Shape(1, 1, 64, 16),
+    Shape(4, 2, 80, 16),
+    Shape(8, 1, 96, 32),
+    Shape(16, 2, 128, 64),
+    Shape(6, 6, 256, 16),
+    Shape(16, 1, 64, 128),
 ]
+# Context lengths of rows that decode, and (tokens in this pass, tokens in all) of chunks.
+BATCHES: list[tuple[list[int], list[tuple[int, int]]]] = [
+    ([1], []),
+    ([37, 0, 1, 128, 0], []),
+    ([], [(5, 5), (130, 130)]),
+    ([50, 0], [(20, 70), (64, 64), (3, 40)]),
+]
+IMPLEMENTATIONS = [reference, kernel]
 
 
-def naive(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, window: int | None) -> torch.Tensor:
-    """q [n, heads, d] are the last n tokens of keys and values [length, kv_heads, d]; float64."""
-    n, heads, head_dim = q.shape
-    length, kv_heads, _ = keys.shape
-    out = torch.empty(n, heads, head_dim, dtype=torch.float64)
-    for i in range(n):
-        at = length - n + i
-        first = 0 if window is None else max(0, at - window + 1)
-        for head in range(heads):
-            k = keys[first : at + 1, head * kv_heads // heads].double()
-            v = values[first : at + 1, head * kv_heads // heads].double()
-            weights = torch.softmax(k @ q[i, head].double() * head_dim**-0.5, dim=0)
-            out[i, head] = weights @ v
-    return out
-
-
-@pytest.mark.parametrize("window", [None, 1, 30])
-@pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_every_row_sees_its_own_pages_up_to_itself(
-    shape: tuple[int, int, int, int], batch: list[tuple[int, int]], window: int | None
-) -> None:
-    torch.set_num_threads(1)
-    heads, kv_heads, head_dim, block_size = shape
-    torch.manual_seed(heads * head_dim)
-    per_row = max(-(-length // block_size) for _, length in batch)
-    num_blocks = per_row * len(batch) + 3
-    # What no row may see is not a number, and would show.
-    k_cache = torch.full((num_blocks, kv_heads, block_size, head_dim), float("nan"))
-    v_cache = k_cache.clone()
-    tables = torch.randperm(num_blocks)[: per_row * len(batch)].view(len(batch), per_row)
-    queries, wanted = [], []
-    for row, (query_len, length) in enumerate(batch):
-        keys, values = torch.randn(2, length, kv_heads, head_dim)
-        q = torch.randn(query_len, heads, head_dim)
-        positions = torch.arange(length)
-        blocks, offsets = tables[row][positions // block_size], positions % block_size
-        k_cache[blocks, :, offsets], v_cache[blocks, :, offsets] = keys, values
-        queries.append(q)
-        wanted.append(naive(q, keys, values, window))
-    found = paged_attention(
-        torch.cat(queries),
-        k_cache,
-        v_cache,
-        tables,
-        torch.tensor([query_len for query_len, _ in batch]),
-        torch.tensor([length for _, length in batch]),
-        head_dim**-0.5,
-        window,
+def attend(
+    implementation: ModuleType, batch: AttentionBatch, shape: Shape, window: int | None
+) -> torch.Tensor:
+    plan = implementation.plan_attention(
+        batch.block_tables,
+        batch.context_lens,
+        batch.num_decoding,
+        batch.chunks,
+        shape.heads,
+        shape.kv_heads,
+        shape.head_dim,
     )
-    assert torch.allclose(found.double(), torch.cat(wanted), atol=1e-5)
+    found: torch.Tensor = implementation.paged_attention(
+        batch.q, batch.k_cache, batch.v_cache, plan, batch.scale, window
+    )
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=["reference", "kernel"])
+@pytest.mark.parametrize("window", [None, 1, 30])
+@pytest.mark.parametrize("case", BATCHES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_row_sees_its_own_pages_up_to_itself(
+    shape: Shape,
+    case: tuple[list[int], list[tuple[int, int]]],
+    window: int | None,
+    implementation: ModuleType,
+) -> None:
+    batch = attention_batch(shape, *case, window=window, device=DEVICE)
+    assert_attends(attend(implementation, batch, shape, window), batch, 2e-5)
+
+
+@pytest.mark.parametrize("window", [None, 200])
+def test_long_contexts_are_split_and_merged_with_short_ones_beside_them(window: int | None) -> None:
+    """The plan is used again, as every layer does: what merging leaves behind must not show."""
+    shape = Shape(8, 2, 64, 16)
+    lengths = [1500, 3, 0, 700, 64]
+    batch = attention_batch(shape, lengths, [], window=window, device=DEVICE)
+    plan = kernel.plan_attention(batch.block_tables, batch.context_lens, len(lengths), None, 8, 2, 64)
+    assert plan.decode is not None
+    assert int(plan.decode.row_items[1].max()) > 1
+    for _ in range(3):
+        found = kernel.paged_attention(batch.q, batch.k_cache, batch.v_cache, plan, batch.scale, window)
+        assert_attends(found, batch, 2e-5)
+
+
+def test_queries_that_lie_apart() -> None:
+    shape = Shape(4, 2, 64, 16)
+    batch = attention_batch(shape, [33], [(9, 20)], device=DEVICE)
+    wide = torch.zeros(len(batch.q), 6, 64, device=DEVICE)
+    wide[:, :4] = batch.q
+    batch.q = wide[:, :4]
+    assert_attends(attend(kernel, batch, shape, None), batch, 2e-5)
+
+
+def test_tiles_cover_every_query_once_and_begin_with_those_that_see_most() -> None:
+    lengths = [1, QUERY_TILE, 3 * QUERY_TILE + 1, QUERY_TILE - 1]
+    chunks, starts = query_tiles(lengths)
+    assert sorted(zip(chunks.tolist(), starts.tolist(), strict=True)) == [
+        (chunk, start) for chunk, length in enumerate(lengths) for start in range(0, length, QUERY_TILE)
+    ]
+    assert starts.tolist() == sorted(starts.tolist(), reverse=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 8, 16])
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
+@pytest.mark.parametrize("block_size", [16, 32, 64, 128])
+def test_shapes_of_models_on_the_gpu(block_size: int, head_dim: int, group: int, dtype: torch.dtype) -> None:
+    """Half types round probabilities to 8 or 11 bits, and results once more."""
+    shape = Shape(2 * group, 2, head_dim, block_size)
+    decoding = [1, 0, 17, 4096, 300, 32768, 0, 2047]
+    batch = attention_batch(
+        shape, decoding, [(1, 1), (300, 300), (128, 900), (77, 2500)], dtype=dtype, device="cuda"
+    )
+    tolerance = 2e-2 if dtype is torch.bfloat16 else 3e-3
+    assert_attends(attend(kernel, batch, shape, None), batch, tolerance)
+
+
+@pytest.mark.gpu
+def test_every_number_of_rows_on_the_gpu() -> None:
+    shape = Shape(8, 2, 128, 16)
+    for num_rows in (1, 2, 3, 64, 255, 512, 1024):
+        lengths = torch.randint(0, 700, (num_rows,)).tolist()
+        batch = attention_batch(shape, lengths, [], dtype=torch.bfloat16, device="cuda")
+        assert_attends(attend(kernel, batch, shape, None), batch, 2e-2)

@@ -6,6 +6,7 @@ import torch
 from gpu_worker.kv_cache import KvCache
 from gpu_worker.models.architectures import decoder_config
 from gpu_worker.models.decoder import AttentionInputs, Decoder
+from tests.support.attention_batch import chunks_of
 from gpu_worker.models.loader import load_parameters
 from quire.model_files import read_json
 from tests.support.checkpoints import checkpoint
@@ -80,7 +81,8 @@ def _logits(decoder: Decoder, token_ids: torch.Tensor, chunks: tuple[int, ...]) 
     for size in chunks:
         positions = torch.arange(start, start + size)
         slots = table[0][positions // block_size] * block_size + positions % block_size
-        inputs = AttentionInputs(positions, slots, table, torch.tensor([size]), torch.tensor([start + size]))
+        plan = decoder.plan_attention(table, torch.tensor([start + size]), 0, chunks_of([size], first=0))
+        inputs = AttentionInputs(positions, slots, plan)
         found.append(decoder.logits(decoder.forward(token_ids[start : start + size], inputs, cache)))
         start += size
     return torch.cat(found)

@@ -1,0 +1,211 @@
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+"""Triton: attention of one query per row, split over the KV (Dao et al., "Flash-Decoding", 2023).
+
+A program does one item of the plan for one KV head and all query heads that share it. The program that finishes a row's
+last item merges the row's parts in the same launch, so that no other kernel follows.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels import pdl
+from kernels.paged_attention import DecodeWork
+from kernels.paged_attention.pages import token_offsets
+from kernels.paged_attention.plan import TILE
+
+_LOG2_E = 1.4426950408889634
+_MERGED_AT_ONCE = 8
+
+
+@triton.jit
+def _attend_item(
+    q, table_ptr, k_ptr, v_ptr, start, end, seen_from, k_block_stride, k_slot_stride, v_block_stride, v_slot_stride,
+    scale_log2, GROUP_PAD: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    TILE: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Unnormalised output [GROUP_PAD, DIM_PAD], largest score and sum of weights over tokens [start, end)."""
+    columns = tl.arange(0, DIM_PAD)
+    in_head = columns < HEAD_DIM
+    largest = tl.full([GROUP_PAD], float("-inf"), tl.float32)
+    total = tl.zeros([GROUP_PAD], tl.float32)
+    out = tl.zeros([GROUP_PAD, DIM_PAD], tl.float32)
+    for tile_start in tl.range(start, end, TILE, num_stages=STAGES):
+        tokens = tile_start + tl.arange(0, TILE)
+        seen = (tokens < end) & (tokens >= seen_from)
+        k_offsets = token_offsets(table_ptr, tile_start, end, k_block_stride, k_slot_stride, BLOCK_SIZE, TILE)
+        keys = tl.load(
+            k_ptr + k_offsets[None, :] + columns[:, None], mask=seen[None, :] & in_head[:, None], other=0.0
+        )
+        scores = tl.dot(q, keys, input_precision="ieee") * scale_log2
+        scores = tl.where(seen[None, :], scores, float("-inf"))
+        new_largest = tl.maximum(largest, tl.max(scores, axis=1))
+        # Nothing seen so far: any finite number will do.
+        shift = tl.where(new_largest == float("-inf"), 0.0, new_largest)
+        weights = tl.exp2(scores - shift[:, None])
+        shrink = tl.exp2(largest - shift)
+        v_offsets = token_offsets(table_ptr, tile_start, end, v_block_stride, v_slot_stride, BLOCK_SIZE, TILE)
+        values = tl.load(
+            v_ptr + v_offsets[:, None] + columns[None, :], mask=seen[:, None] & in_head[None, :], other=0.0
+        )
+        out = tl.dot(weights.to(values.dtype), values, out * shrink[:, None], input_precision="ieee")
+        total = total * shrink + tl.sum(weights, axis=1)
+        largest = new_largest
+    return out, largest, total
+
+
+@triton.jit
+def _merge(
+    out_ptr, part_out_ptr, part_max_ptr, part_sum_ptr, first_item, num_items, head, NUM_HEADS: tl.constexpr,
+    GROUP: tl.constexpr, GROUP_BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+):  # fmt: skip
+    """The parts of one row and KV head, several at once, past the first-level cache."""
+    members = tl.arange(0, GROUP_BLOCK)
+    columns = tl.arange(0, DIM_PAD)
+    in_group = members < GROUP
+    heads = head * GROUP + members
+    largest = tl.full([GROUP_BLOCK], float("-inf"), tl.float32)
+    total = tl.zeros([GROUP_BLOCK], tl.float32)
+    out = tl.zeros([GROUP_BLOCK, DIM_PAD], tl.float32)
+    for number in range(0, num_items, AT_ONCE):
+        parts = number + tl.arange(0, AT_ONCE)
+        places = (first_item + parts)[:, None] * NUM_HEADS + heads[None, :]
+        mask = (parts < num_items)[:, None] & in_group[None, :]
+        maxima = tl.load(part_max_ptr + places, mask=mask, other=float("-inf"), cache_modifier=".cg")
+        sums = tl.load(part_sum_ptr + places, mask=mask, other=0.0, cache_modifier=".cg")
+        pieces = tl.load(
+            part_out_ptr + places[:, :, None] * HEAD_DIM + columns[None, None, :],
+            mask=mask[:, :, None] & (columns < HEAD_DIM)[None, None, :], other=0.0, cache_modifier=".cg",
+        )  # fmt: skip
+        new_largest = tl.maximum(largest, tl.max(maxima, axis=0))
+        shift = tl.where(new_largest == float("-inf"), 0.0, new_largest)
+        factors = tl.exp2(maxima - shift[None, :])
+        shrink = tl.exp2(largest - shift)
+        total = total * shrink + tl.sum(sums * factors, axis=0)
+        out = out * shrink[:, None] + tl.sum(pieces * factors[:, :, None], axis=0)
+        largest = new_largest
+    at = out_ptr + heads[:, None] * HEAD_DIM + columns[None, :]
+    # Of heads that fill the group up there is nothing.
+    total = tl.where(total == 0.0, 1.0, total)
+    result = (out / total[:, None]).to(out_ptr.dtype.element_ty)
+    tl.store(at, result, mask=in_group[:, None] & (columns < HEAD_DIM)[None, :])
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _decode_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    out_ptr,
+    tables_ptr,
+    context_lens_ptr,
+    item_rows_ptr,
+    item_tiles_ptr,
+    row_items_ptr,
+    counts_ptr,
+    arrived_ptr,
+    part_out_ptr,
+    part_max_ptr,
+    part_sum_ptr,
+    num_rows,
+    scale_log2,
+    q_row_stride,
+    table_stride,
+    k_block_stride,
+    k_head_stride,
+    k_slot_stride,
+    v_block_stride,
+    v_head_stride,
+    v_slot_stride,
+    WINDOW: tl.constexpr,
+    NUM_HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    GROUP_PAD: tl.constexpr,
+    GROUP_BLOCK: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+    STAGES: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    item = tl.program_id(0)
+    head = tl.program_id(1)
+    GROUP: tl.constexpr = NUM_HEADS // KV_HEADS
+    pdl.wait(PDL)
+    if item < tl.load(counts_ptr):
+        row = tl.load(item_rows_ptr + item).to(tl.int64)
+        context_len = tl.load(context_lens_ptr + row)
+        start = tl.load(item_tiles_ptr + item) * TILE
+        end = tl.minimum(start + tl.load(counts_ptr + 1) * TILE, context_len)
+        seen_from = 0
+        if WINDOW > 0:
+            seen_from = tl.maximum(context_len - WINDOW, 0)
+            start = tl.maximum(start, seen_from // TILE * TILE)
+        members = tl.arange(0, GROUP_PAD)
+        columns = tl.arange(0, DIM_PAD)
+        heads = head * GROUP + members
+        mask = (members < GROUP)[:, None] & (columns < HEAD_DIM)[None, :]
+        q = tl.load(
+            q_ptr + row * q_row_stride + heads[:, None] * HEAD_DIM + columns[None, :], mask=mask, other=0.0
+        )
+        out, largest, total = _attend_item(
+            q, tables_ptr + row * table_stride, k_ptr + head * k_head_stride, v_ptr + head * v_head_stride,
+            start, end, seen_from, k_block_stride, k_slot_stride, v_block_stride, v_slot_stride, scale_log2,
+            GROUP_PAD, HEAD_DIM, DIM_PAD, BLOCK_SIZE, TILE, STAGES,
+        )  # fmt: skip
+        row_out_ptr = out_ptr + row * (NUM_HEADS * HEAD_DIM)
+        num_items = tl.load(row_items_ptr + num_rows + row)
+        if num_items == 1:
+            at = row_out_ptr + heads[:, None] * HEAD_DIM + columns[None, :]
+            tl.store(at, (out / total[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
+        else:
+            places = item.to(tl.int64) * NUM_HEADS + heads
+            tl.store(part_out_ptr + places[:, None] * HEAD_DIM + columns[None, :], out, mask=mask)
+            tl.store(part_max_ptr + places, largest, mask=members < GROUP)
+            tl.store(part_sum_ptr + places, total, mask=members < GROUP)
+            # All threads' stores come before the one that says so; whoever sees all of a row's merges them.
+            tl.debug_barrier()
+            arrived_at = arrived_ptr + row * KV_HEADS + head
+            if tl.atomic_add(arrived_at, 1, sem="acq_rel") == num_items - 1:
+                tl.store(arrived_at, 0)
+                first_item = tl.load(row_items_ptr + row).to(tl.int64)
+                _merge(
+                    row_out_ptr, part_out_ptr, part_max_ptr, part_sum_ptr, first_item, num_items, head,
+                    NUM_HEADS, GROUP, GROUP_BLOCK, HEAD_DIM, DIM_PAD, AT_ONCE,
+                )  # fmt: skip
+
+
+def decode_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    context_lens: torch.Tensor,
+    work: DecodeWork,
+    out: torch.Tensor,
+    scale: float,
+    window: int | None,
+    *,
+    num_warps: int = 4,
+    num_stages: int = 3,
+) -> None:
+    """Attention of the first rows of a batch, as many as `work` has, into out [at least rows, heads, d]."""
+    num_rows, num_heads, head_dim = work.row_items.shape[1], q.shape[1], q.shape[2]
+    num_kv_heads, block_size = k_cache.shape[1], k_cache.shape[2]
+    group = num_heads // num_kv_heads
+    dim_pad = triton.next_power_of_2(head_dim)
+    stages = num_stages if dim_pad * q.element_size() <= 256 else 2
+    _decode_kernel[(len(work.item_rows), num_kv_heads)](
+        q, k_cache, v_cache, out, block_tables, context_lens, work.item_rows, work.item_tiles, work.row_items,
+        work.counts, work.arrived, work.partial_out, work.partial_max, work.partial_sum, num_rows,
+        scale * _LOG2_E, q.stride(0), block_tables.stride(0),
+        k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
+        v_cache.stride(0), v_cache.stride(1), v_cache.stride(2),
+        WINDOW=window or 0, NUM_HEADS=num_heads, KV_HEADS=num_kv_heads,
+        GROUP_PAD=max(16, triton.next_power_of_2(group)), GROUP_BLOCK=triton.next_power_of_2(group),
+        HEAD_DIM=head_dim, DIM_PAD=dim_pad, BLOCK_SIZE=block_size, TILE=TILE, STAGES=stages,
+        AT_ONCE=_MERGED_AT_ONCE, num_warps=num_warps, **pdl.options(),
+    )  # fmt: skip

@@ -1,0 +1,175 @@
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+"""Triton: attention of chunks of prompts over pages (Dao, "FlashAttention-2", 2023).
+
+A program does one tile of a chunk's queries for one head. Tiles of KV that every query sees whole come first, without
+masks; then those on the diagonal. A window makes all of them masked.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels import pdl
+from kernels.paged_attention import QUERY_TILE, AttentionPlan, Chunks
+from kernels.paged_attention.pages import token_offsets
+
+_LOG2_E = 1.4426950408889634
+
+
+@triton.jit
+def _attend_tiles(
+    out, largest, total, q, positions, table_ptr, k_ptr, v_ptr, start, end, k_block_stride, k_slot_stride,
+    v_block_stride, v_slot_stride, scale_log2, MASKED: tl.constexpr, WINDOW: tl.constexpr, HEAD_DIM: tl.constexpr,
+    DIM_PAD: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    columns = tl.arange(0, DIM_PAD)
+    for tile_start in tl.range(start, end, BLOCK_N, num_stages=STAGES):
+        tokens = tile_start + tl.arange(0, BLOCK_N)
+        k_offsets = token_offsets(
+            table_ptr, tile_start, end, k_block_stride, k_slot_stride, BLOCK_SIZE, BLOCK_N
+        )
+        v_offsets = token_offsets(
+            table_ptr, tile_start, end, v_block_stride, v_slot_stride, BLOCK_SIZE, BLOCK_N
+        )
+        k_at = k_ptr + k_offsets[None, :] + columns[:, None]
+        v_at = v_ptr + v_offsets[:, None] + columns[None, :]
+        if MASKED:
+            exists = tokens < end
+            keys = tl.load(k_at, mask=exists[None, :] & (columns < HEAD_DIM)[:, None], other=0.0)
+            values = tl.load(v_at, mask=exists[:, None] & (columns < HEAD_DIM)[None, :], other=0.0)
+        elif HEAD_DIM == DIM_PAD:
+            keys = tl.load(k_at)
+            values = tl.load(v_at)
+        else:
+            keys = tl.load(k_at, mask=(columns < HEAD_DIM)[:, None], other=0.0)
+            values = tl.load(v_at, mask=(columns < HEAD_DIM)[None, :], other=0.0)
+        scores = tl.dot(q, keys, input_precision="ieee") * scale_log2
+        if MASKED:
+            seen = (tokens[None, :] <= positions[:, None]) & exists[None, :]
+            if WINDOW > 0:
+                seen = seen & (tokens[None, :] > positions[:, None] - WINDOW)
+            scores = tl.where(seen, scores, float("-inf"))
+        new_largest = tl.maximum(largest, tl.max(scores, axis=1))
+        shift = new_largest
+        if MASKED:
+            shift = tl.where(new_largest == float("-inf"), 0.0, new_largest)
+        weights = tl.exp2(scores - shift[:, None])
+        shrink = tl.exp2(largest - shift)
+        total = total * shrink + tl.sum(weights, axis=1)
+        out = tl.dot(weights.to(values.dtype), values, out * shrink[:, None], input_precision="ieee")
+        largest = new_largest
+    return out, largest, total
+
+
+@triton.jit(do_not_specialize=["first_row"])
+def _prefill_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    out_ptr,
+    tables_ptr,
+    context_lens_ptr,
+    query_lens_ptr,
+    query_starts_ptr,
+    tile_chunks_ptr,
+    tile_starts_ptr,
+    first_row,
+    scale_log2,
+    q_row_stride,
+    table_stride,
+    k_block_stride,
+    k_head_stride,
+    k_slot_stride,
+    v_block_stride,
+    v_head_stride,
+    v_slot_stride,
+    WINDOW: tl.constexpr,
+    NUM_HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    QUERY_TILE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    PARTS: tl.constexpr = QUERY_TILE // BLOCK_M
+    tile = tl.program_id(0) // PARTS
+    head = tl.program_id(1)
+    kv_head = head // (NUM_HEADS // KV_HEADS)
+    pdl.wait(PDL)
+    chunk = tl.load(tile_chunks_ptr + tile).to(tl.int64)
+    query_len = tl.load(query_lens_ptr + chunk)
+    start = tl.load(tile_starts_ptr + tile) + (tl.program_id(0) % PARTS) * BLOCK_M
+    if start < query_len:
+        row = first_row + chunk
+        context_len = tl.load(context_lens_ptr + row)
+        queries = start + tl.arange(0, BLOCK_M)
+        first_position = context_len - query_len + start
+        positions = context_len - query_len + queries
+        columns = tl.arange(0, DIM_PAD)
+        mask = (queries < query_len)[:, None] & (columns < HEAD_DIM)[None, :]
+        rows = tl.load(query_starts_ptr + chunk).to(tl.int64) + queries
+        q = tl.load(
+            q_ptr + rows[:, None] * q_row_stride + head * HEAD_DIM + columns[None, :], mask=mask, other=0.0
+        )
+        table_ptr = tables_ptr + row * table_stride
+        k_head_ptr = k_ptr + kv_head * k_head_stride
+        v_head_ptr = v_ptr + kv_head * v_head_stride
+        largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
+        total = tl.zeros([BLOCK_M], tl.float32)
+        out = tl.zeros([BLOCK_M, DIM_PAD], tl.float32)
+        masked_from = (first_position + 1) // BLOCK_N * BLOCK_N
+        if WINDOW > 0:
+            masked_from = tl.maximum(first_position - WINDOW + 1, 0) // BLOCK_N * BLOCK_N
+        else:
+            out, largest, total = _attend_tiles(
+                out, largest, total, q, positions, table_ptr, k_head_ptr, v_head_ptr, 0, masked_from,
+                k_block_stride, k_slot_stride, v_block_stride, v_slot_stride, scale_log2, False, 0, HEAD_DIM,
+                DIM_PAD, BLOCK_SIZE, BLOCK_N, STAGES,
+            )  # fmt: skip
+        end = tl.minimum(context_len, first_position + BLOCK_M)
+        out, largest, total = _attend_tiles(
+            out, largest, total, q, positions, table_ptr, k_head_ptr, v_head_ptr, masked_from, end,
+            k_block_stride, k_slot_stride, v_block_stride, v_slot_stride, scale_log2, True, WINDOW, HEAD_DIM,
+            DIM_PAD, BLOCK_SIZE, BLOCK_N, STAGES,
+        )  # fmt: skip
+        at = out_ptr + rows[:, None] * (NUM_HEADS * HEAD_DIM) + head * HEAD_DIM + columns[None, :]
+        # Queries past the chunk's end may have seen nothing.
+        total = tl.where(total == 0.0, 1.0, total)
+        tl.store(at, (out / total[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def prefill_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    plan: AttentionPlan,
+    chunks: Chunks,
+    out: torch.Tensor,
+    scale: float,
+    window: int | None,
+    *,
+    block_m: int = 0,
+    block_n: int = 0,
+    num_warps: int = 8,
+    num_stages: int = 3,
+) -> None:
+    """Attention of the chunks of a batch into their places of out [queries, heads, d]."""
+    num_heads, head_dim = q.shape[1], q.shape[2]
+    num_kv_heads, block_size = k_cache.shape[1], k_cache.shape[2]
+    dim_pad = triton.next_power_of_2(head_dim)
+    is_wide = dim_pad * q.element_size() > 256
+    block_m, block_n = block_m or (64 if is_wide else QUERY_TILE), block_n or (32 if is_wide else 64)
+    _prefill_kernel[(len(chunks.tile_chunks) * (QUERY_TILE // block_m), num_heads)](
+        q, k_cache, v_cache, out, plan.block_tables, plan.context_lens, chunks.query_lens, chunks.query_starts,
+        chunks.tile_chunks, chunks.tile_starts, plan.num_decoding, scale * _LOG2_E,
+        q.stride(0), plan.block_tables.stride(0),
+        k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
+        v_cache.stride(0), v_cache.stride(1), v_cache.stride(2),
+        WINDOW=window or 0, NUM_HEADS=num_heads, KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, DIM_PAD=dim_pad,
+        BLOCK_SIZE=block_size, QUERY_TILE=QUERY_TILE, BLOCK_M=block_m, BLOCK_N=block_n,
+        STAGES=2 if is_wide else num_stages, num_warps=num_warps, **pdl.options(),
+    )  # fmt: skip
