@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from quire.bench.floors import ModelCost, Rooflines, model_cost
 from quire.bench.machine import cpu_s
@@ -126,7 +127,7 @@ async def running_engine(
             "device": options.device,
             "load_format": load_format,
             "served_model_name": options.model or "demo",
-            "max_model_len": _max_model_len(config.get("max_position_embeddings", longest), longest),
+            "max_model_len": max_model_len(config, longest),
         }
         started = time.perf_counter()
         services = LocalServices(
@@ -145,7 +146,7 @@ async def running_engine(
             try:
                 await services.guard(client.ready())
                 engine = Engine(services, client, worker, description, temperature=options.temperature)
-                yield engine, _cost(config, description), start_s
+                yield engine, cost_of_worker(config, description), start_s
             finally:
                 session.cancel()
                 await asyncio.gather(session, return_exceptions=True)
@@ -178,7 +179,9 @@ async def measure_rooflines(device: str) -> Rooflines:
     return Rooflines(**json.loads(out))
 
 
-def _max_model_len(allowed: int, longest: int) -> int:
+def max_model_len(config: Mapping[str, Any], longest: int) -> int:
+    """Room for what is measured, and for 8,192 tokens where the model allows them. Raises InvalidRequest."""
+    allowed = int(config.get("max_position_embeddings", longest))
     if longest > allowed:
         raise InvalidRequest(
             f"requests of {longest} tokens are longer than the model's {allowed}", param="workload"
@@ -186,7 +189,8 @@ def _max_model_len(allowed: int, longest: int) -> int:
     return min(allowed, max(longest, 8192))
 
 
-def _cost(config: Mapping[str, object], description: worker_pb2.WorkerDescription) -> ModelCost:
+def cost_of_worker(config: Mapping[str, Any], description: worker_pb2.WorkerDescription) -> ModelCost:
+    """What the model of a config costs as this worker holds it."""
     return model_cost(
         config,
         weight_bytes=_DTYPE_BYTES[description.model.dtype],

@@ -74,9 +74,38 @@ def _latency(figure: Any, document: Report) -> None:
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter("{x:g}")
+            _plain_ticks(axis)
         axes.legend(fontsize="small")
 
 
-_DRAW: Mapping[str, Callable[[Any, Report], None]] = {"throughput": _throughput, "latency": _latency}
+def _serve(figure: Any, document: Report) -> None:
+    """Time to first token and between tokens over the request rate; `inf` stands at the right end."""
+    panels = figure.subplots(1, 2)
+    results = document["results"]
+    rates = [result["rate"] for result in results]
+    for axes, name in zip(panels, ("ttft", "itl"), strict=True):
+        for percentile, style in (("p50", "o-"), ("p99", "^:")):
+            ours = [result[f"{name}_ms"][percentile] for result in results]
+            axes.plot(rates, ours, style, color="tab:blue", label=f"Quire {percentile}")
+            known = [result for result in results if result["peer"]]
+            theirs = [result["peer"][f"{name}_{percentile}_ms"] for result in known]
+            if known:
+                at = [result["rate"] for result in known]
+                axes.plot(at, theirs, style, color="tab:orange", label=f"peer {percentile}")
+        axes.set_xlabel("requests per second")
+        axes.set_ylabel(f"{name.upper()}, ms")
+        axes.set_yscale("log")
+        _plain_ticks(axes.yaxis)
+        axes.legend(fontsize="small")
+
+
+def _plain_ticks(axis: Any) -> None:
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("{x:g}")
+
+
+_DRAW: Mapping[str, Callable[[Any, Report], None]] = {
+    "throughput": _throughput,
+    "latency": _latency,
+    "serve": _serve,
+}

@@ -1,25 +1,20 @@
 """`quire bench`: how fast this machine serves a model."""
 
-import asyncio
-import sys
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import typer
 
 from quire.bench.engine import EngineOptions
 from quire.bench.latency import LatencyCases, latency_table, measure_latency
-from quire.bench.plot import plot
-from quire.bench.report import Report, print_report
+from quire.bench.report import Report
 from quire.bench.shapes import shapes, write_shape
 from quire.bench.throughput import measure_throughput, throughput_table
 from quire.bench.workloads import NAMES, named, of_lengths
-from quire.errors import QuireError
-from quire.launcher import LaunchError
+from quire.cli.bench_output import RESULTS, failing_clearly, make_report, say
+from quire.cli.bench_serve import serve
 from quire.local import OFFLINE_SCHEDULER
-
-T = TypeVar("T")
 
 bench = typer.Typer(
     no_args_is_help=True,
@@ -44,8 +39,6 @@ Scheduler = Annotated[
 Output = Annotated[Path, typer.Option(help="Directory for the JSON report and the plot.")]
 Repeats = Annotated[int, typer.Option(min=1, help="Measured runs of each, after one to warm up.")]
 
-_RESULTS = Path("bench-results")
-
 
 @bench.command()
 def throughput(
@@ -61,7 +54,7 @@ def throughput(
     worker: Worker = [],  # noqa: B006
     scheduler: Scheduler = [],  # noqa: B006
     repeats: Repeats = 1,
-    output: Output = _RESULTS,
+    output: Output = RESULTS,
 ) -> None:
     """Offline: all requests at once, as token ids, through scheduler and worker over gRPC."""
     names = [name for name in NAMES if name != "tiny"] if "all" in workload else workload
@@ -70,9 +63,9 @@ def throughput(
     async def measure() -> Report:
         workloads = [*map(named, names), *own] or [named("uniform256")]
         options = _options(model, device, temperature, worker, {**OFFLINE_SCHEDULER, **_pairs(scheduler)})
-        return await measure_throughput(options, workloads, repeats=repeats, say=_say)
+        return await measure_throughput(options, workloads, repeats=repeats, say=say)
 
-    _report(measure(), throughput_table, output)
+    make_report(measure(), throughput_table, output)
 
 
 @bench.command()
@@ -86,16 +79,19 @@ def latency(
     worker: Worker = [],  # noqa: B006
     scheduler: Scheduler = [],  # noqa: B006
     repeats: Repeats = 5,
-    output: Output = _RESULTS,
+    output: Output = RESULTS,
 ) -> None:
     """Offline: one batch of equal requests at a time; time to first token, per token, end to end."""
     cases = LatencyCases(batch, prompt_len, output_len)
 
     async def measure() -> Report:
         options = _options(model, device, temperature, worker, _pairs(scheduler))
-        return await measure_latency(options, cases, repeats=repeats, say=_say)
+        return await measure_latency(options, cases, repeats=repeats, say=say)
 
-    _report(measure(), latency_table, output)
+    make_report(measure(), latency_table, output)
+
+
+bench.command()(serve)
 
 
 @bench.command()
@@ -104,7 +100,7 @@ def shape(
     directory: Annotated[Path, typer.Argument(help="Where to write it.")],
 ) -> None:
     """Write a checkpoint without weights, to be served with --load-format dummy."""
-    _failing_clearly(lambda: write_shape(name, directory))
+    failing_clearly(lambda: write_shape(name, directory))
 
 
 def _options(
@@ -119,29 +115,3 @@ def _pairs(settings: list[str]) -> dict[str, object]:
         if not equals:
             raise typer.BadParameter(f"{name} has no value: write {name}=value")
     return {name.replace("-", "_"): value for name, _, value in pairs}
-
-
-def _report(
-    measuring: Coroutine[Any, Any, Report],
-    table: Callable[[Report], Iterable[Mapping[str, object]]],
-    output: Path,
-) -> None:
-    """Measure, print, save and draw."""
-    report = _failing_clearly(lambda: asyncio.run(measuring))
-    print_report(report, list(table(report)))
-    saved = report.save(output)
-    _say(f"saved {saved}")
-    drawn = plot(saved)
-    _say(f"drew {drawn}" if drawn else "no plot: that needs matplotlib (pip install 'quire[bench]')")
-
-
-def _failing_clearly(work: Callable[[], T]) -> T:
-    try:
-        return work()
-    except (QuireError, LaunchError) as error:
-        _say(f"quire bench: {error}")
-        raise typer.Exit(1) from None
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
