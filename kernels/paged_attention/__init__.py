@@ -37,14 +37,9 @@ class Chunks:
 class DecodeWork:
     """The decoding rows' KV in items of about equal size, listed on the device; what splits need to be merged."""
 
-    item_rows: torch.Tensor
-    """int32 [most items]."""
-    item_tiles: torch.Tensor
-    """int32 [most items]: the first tile of KV tokens of each item."""
-    row_items: torch.Tensor
-    """int32 [2, rows]: each row's first item, and how many it has."""
-    counts: torch.Tensor
-    """int32 [2]: items in all, and tiles per item."""
+    items: torch.Tensor
+    """int32 [5, most items]: of each item its row, its first token and the one after its last, the row's first item,
+    and how many the row has; no tokens where there is no item."""
     arrived: torch.Tensor
     """int32 [rows, kv_heads]: items of a row that are done; 0 between launches."""
     partial_out: torch.Tensor

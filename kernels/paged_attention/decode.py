@@ -15,7 +15,8 @@ from kernels.paged_attention.pages import token_offsets
 from kernels.paged_attention.plan import TILE
 
 _LOG2_E = 1.4426950408889634
-_MERGED_AT_ONCE = 8
+_MERGED_ELEMENTS = 1 << 13
+_MOST_AT_ONCE = 16
 
 
 @triton.jit
@@ -92,7 +93,7 @@ def _merge(
     tl.store(at, result, mask=in_group[:, None] & (columns < HEAD_DIM)[None, :])
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit
 def _decode_kernel(
     q_ptr,
     k_ptr,
@@ -100,15 +101,11 @@ def _decode_kernel(
     out_ptr,
     tables_ptr,
     context_lens_ptr,
-    item_rows_ptr,
-    item_tiles_ptr,
-    row_items_ptr,
-    counts_ptr,
+    items_ptr,
     arrived_ptr,
     part_out_ptr,
     part_max_ptr,
     part_sum_ptr,
-    num_rows,
     scale_log2,
     q_row_stride,
     table_stride,
@@ -135,14 +132,17 @@ def _decode_kernel(
     head = tl.program_id(1)
     GROUP: tl.constexpr = NUM_HEADS // KV_HEADS
     pdl.wait(PDL)
-    if item < tl.load(counts_ptr):
-        row = tl.load(item_rows_ptr + item).to(tl.int64)
-        context_len = tl.load(context_lens_ptr + row)
-        start = tl.load(item_tiles_ptr + item) * TILE
-        end = tl.minimum(start + tl.load(counts_ptr + 1) * TILE, context_len)
+    num_places = tl.num_programs(0)
+    start = tl.load(items_ptr + num_places + item)
+    end = tl.load(items_ptr + 2 * num_places + item)
+    # Not all of these mean something; but waiting for `end` first would take as long again.
+    row = tl.load(items_ptr + item).to(tl.int64)
+    first_item = tl.load(items_ptr + 3 * num_places + item).to(tl.int64)
+    num_items = tl.load(items_ptr + 4 * num_places + item)
+    if start < end:
         seen_from = 0
         if WINDOW > 0:
-            seen_from = tl.maximum(context_len - WINDOW, 0)
+            seen_from = tl.maximum(tl.load(context_lens_ptr + row) - WINDOW, 0)
             start = tl.maximum(start, seen_from // TILE * TILE)
         members = tl.arange(0, GROUP_PAD)
         columns = tl.arange(0, DIM_PAD)
@@ -157,7 +157,6 @@ def _decode_kernel(
             GROUP_PAD, HEAD_DIM, DIM_PAD, BLOCK_SIZE, TILE, STAGES,
         )  # fmt: skip
         row_out_ptr = out_ptr + row * (NUM_HEADS * HEAD_DIM)
-        num_items = tl.load(row_items_ptr + num_rows + row)
         if num_items == 1:
             at = row_out_ptr + heads[:, None] * HEAD_DIM + columns[None, :]
             tl.store(at, (out / total[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
@@ -171,7 +170,6 @@ def _decode_kernel(
             arrived_at = arrived_ptr + row * KV_HEADS + head
             if tl.atomic_add(arrived_at, 1, sem="acq_rel") == num_items - 1:
                 tl.store(arrived_at, 0)
-                first_item = tl.load(row_items_ptr + row).to(tl.int64)
                 _merge(
                     row_out_ptr, part_out_ptr, part_max_ptr, part_sum_ptr, first_item, num_items, head,
                     NUM_HEADS, GROUP, GROUP_BLOCK, HEAD_DIM, DIM_PAD, AT_ONCE,
@@ -189,23 +187,26 @@ def decode_attention(
     scale: float,
     window: int | None,
     *,
+    tile: int = TILE,
     num_warps: int = 4,
     num_stages: int = 3,
 ) -> None:
-    """Attention of the first rows of a batch, as many as `work` has, into out [at least rows, heads, d]."""
-    num_rows, num_heads, head_dim = work.row_items.shape[1], q.shape[1], q.shape[2]
+    """Attention of the first rows of a batch, those that `work` is of, into out [at least rows, heads, d]."""
+    num_heads, head_dim = q.shape[1], q.shape[2]
     num_kv_heads, block_size = k_cache.shape[1], k_cache.shape[2]
     group = num_heads // num_kv_heads
     dim_pad = triton.next_power_of_2(head_dim)
+    group_block = triton.next_power_of_2(group)
+    at_once = max(1, min(_MOST_AT_ONCE, _MERGED_ELEMENTS // (group_block * dim_pad)))
     stages = num_stages if dim_pad * q.element_size() <= 256 else 2
-    _decode_kernel[(len(work.item_rows), num_kv_heads)](
-        q, k_cache, v_cache, out, block_tables, context_lens, work.item_rows, work.item_tiles, work.row_items,
-        work.counts, work.arrived, work.partial_out, work.partial_max, work.partial_sum, num_rows,
+    _decode_kernel[(work.items.shape[1], num_kv_heads)](
+        q, k_cache, v_cache, out, block_tables, context_lens, work.items, work.arrived,
+        work.partial_out, work.partial_max, work.partial_sum,
         scale * _LOG2_E, q.stride(0), block_tables.stride(0),
         k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
         v_cache.stride(0), v_cache.stride(1), v_cache.stride(2),
         WINDOW=window or 0, NUM_HEADS=num_heads, KV_HEADS=num_kv_heads,
-        GROUP_PAD=max(16, triton.next_power_of_2(group)), GROUP_BLOCK=triton.next_power_of_2(group),
-        HEAD_DIM=head_dim, DIM_PAD=dim_pad, BLOCK_SIZE=block_size, TILE=TILE, STAGES=stages,
-        AT_ONCE=_MERGED_AT_ONCE, num_warps=num_warps, **pdl.options(),
+        GROUP_PAD=max(16, group_block), GROUP_BLOCK=group_block,
+        HEAD_DIM=head_dim, DIM_PAD=dim_pad, BLOCK_SIZE=block_size, TILE=tile, STAGES=stages,
+        AT_ONCE=at_once, num_warps=num_warps, **pdl.options(),
     )  # fmt: skip

@@ -14,20 +14,18 @@ import triton.language as tl
 from kernels.paged_attention import DecodeWork
 
 TILE = 64
-"""KV tokens that a decode program loads at once."""
+"""Items begin at multiples of so many tokens."""
 _PROGRAMS_PER_SM = 3
 _INTERPRETED_SMS = 4
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "most_items"])
 def _plan_kernel(
     context_lens_ptr,
-    item_rows_ptr,
-    item_tiles_ptr,
-    row_items_ptr,
-    counts_ptr,
+    items_ptr,
     arrived_ptr,
     num_rows,
+    most_items,
     KV_HEADS: tl.constexpr,
     PROGRAMS: tl.constexpr,
     TILE: tl.constexpr,
@@ -42,16 +40,21 @@ def _plan_kernel(
     num_items = (tiles + per_item - 1) // per_item
     ends = tl.cumsum(num_items, axis=0)
     firsts = ends - num_items
-    tl.store(row_items_ptr + rows, firsts, mask=mask)
-    tl.store(row_items_ptr + num_rows + rows, num_items, mask=mask)
     for number in range(tl.max(num_items, axis=0)):
         has_one = number < num_items
-        tl.store(item_rows_ptr + firsts + number, rows, mask=has_one)
-        tl.store(item_tiles_ptr + firsts + number, tl.zeros_like(rows) + number * per_item, mask=has_one)
+        start = tl.zeros_like(rows) + number * per_item * TILE
+        at = items_ptr + firsts + number
+        tl.store(at, rows, mask=has_one)
+        tl.store(at + most_items, start, mask=has_one)
+        tl.store(at + 2 * most_items, tl.minimum(start + per_item * TILE, context_lens), mask=has_one)
+        tl.store(at + 3 * most_items, firsts, mask=has_one)
+        tl.store(at + 4 * most_items, num_items, mask=has_one)
+    for first in range(tl.sum(num_items, axis=0), most_items, ROWS):
+        unused = first + rows
+        tl.store(items_ptr + most_items + unused, tl.zeros_like(rows), mask=unused < most_items)
+        tl.store(items_ptr + 2 * most_items + unused, tl.zeros_like(rows), mask=unused < most_items)
     for head in tl.static_range(KV_HEADS):
         tl.store(arrived_ptr + rows * KV_HEADS + head, tl.zeros_like(rows), mask=mask)
-    tl.store(counts_ptr, tl.sum(num_items, axis=0))
-    tl.store(counts_ptr + 1, per_item)
 
 
 def plan_decode(
@@ -61,17 +64,15 @@ def plan_decode(
     device = context_lens.device
     programs = _PROGRAMS_PER_SM * _num_sms(device.index or 0 if device.type == "cuda" else -1)
     most_items = num_rows + triton.cdiv(programs, num_kv_heads)
-    lists = torch.empty((2, most_items), dtype=torch.int32, device=device)
-    row_items = torch.empty((2, num_rows), dtype=torch.int32, device=device)
-    counts = torch.empty(2, dtype=torch.int32, device=device)
+    items = torch.empty((5, most_items), dtype=torch.int32, device=device)
     arrived = torch.empty((num_rows, num_kv_heads), dtype=torch.int32, device=device)
     partial_out = torch.empty((most_items, num_heads, head_dim), dtype=torch.float32, device=device)
     partial_max, partial_sum = torch.empty((2, most_items, num_heads), dtype=torch.float32, device=device)
     _plan_kernel[(1,)](
-        context_lens, lists[0], lists[1], row_items, counts, arrived, num_rows,
+        context_lens, items, arrived, num_rows, most_items,
         KV_HEADS=num_kv_heads, PROGRAMS=programs, TILE=TILE, ROWS=triton.next_power_of_2(num_rows), num_warps=4,
     )  # fmt: skip
-    return DecodeWork(lists[0], lists[1], row_items, counts, arrived, partial_out, partial_max, partial_sum)
+    return DecodeWork(items, arrived, partial_out, partial_max, partial_sum)
 
 
 @functools.cache

@@ -1,0 +1,178 @@
+"""Paged attention on the GPU: time, and share of a copy's bandwidth (decode) or of a matrix product's rate (prefill).
+
+    python -m benchmarks.kernels_attention --out attention.json [--sweep]
+
+With --sweep every case is also timed with other tiles, and the best are printed beside those that the kernel takes.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.gpu_timing import copy_bandwidth, graph_us
+from kernels.paged_attention import AttentionPlan, Chunks, query_tiles
+from kernels.paged_attention.decode import decode_attention
+from kernels.paged_attention.kernel import plan_attention
+from kernels.paged_attention.prefill import prefill_attention
+
+_DEVICE = "cuda"
+_KV_HEADS = 8
+_HEAD_DIM = 128
+# More than the second-level cache holds, in all.
+_BYTES_IN_TURN = 256 << 20
+DECODE = [
+    (1, 1024),
+    (1, 8192),
+    (1, 32768),
+    (8, 1024),
+    (32, 1024),
+    (64, 600),
+    (256, 600),
+    (256, 1500),
+    (512, 400),
+]
+PREFILL = [(8, 512, 512), (2, 4096, 4096), (1, 8192, 8192), (4, 2048, 6144), (64, 32, 600)]
+"""(chunks, tokens of each, tokens of each row in all)."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One case; bytes or FLOP per second as a share of what the device does at best."""
+
+    kind: str
+    group: int
+    block_size: int
+    case: tuple[int, ...]
+    us: float
+    share: float
+    options: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Random pages in random order."""
+
+    q: torch.Tensor
+    k_cache: torch.Tensor
+    v_cache: torch.Tensor
+    plan: AttentionPlan
+    out: torch.Tensor
+
+
+def make(lengths: list[int], query_lens: list[int], group: int, block_size: int) -> Batch:
+    """Rows of these lengths; no query_lens: all decode."""
+    per_row = -(-max(lengths) // block_size)
+    num_blocks = per_row * len(lengths)
+    place = (num_blocks, _KV_HEADS, block_size, _HEAD_DIM)
+    k_cache, v_cache = (torch.randn(place, device=_DEVICE).bfloat16() for _ in range(2))
+    tables = torch.randperm(num_blocks, device=_DEVICE).view(len(lengths), per_row).int()
+    context_lens = torch.tensor(lengths, dtype=torch.int32, device=_DEVICE)
+    chunks = None
+    if query_lens:
+        lens = torch.tensor(query_lens, dtype=torch.int32, device=_DEVICE)
+        tiles = [torch.from_numpy(array.copy()).to(_DEVICE) for array in query_tiles(query_lens)]
+        chunks = Chunks(lens, (lens.cumsum(0) - lens).int(), *tiles)
+    num_decoding = 0 if query_lens else len(lengths)
+    heads = group * _KV_HEADS
+    plan = plan_attention(tables, context_lens, num_decoding, chunks, heads, _KV_HEADS, _HEAD_DIM)
+    q = torch.randn(sum(query_lens) or len(lengths), heads, _HEAD_DIM, device=_DEVICE).bfloat16()
+    return Batch(q, k_cache, v_cache, plan, torch.empty_like(q))
+
+
+def decode_call(batch: Batch, options: dict[str, int]) -> Callable[[], object]:
+    plan = batch.plan
+    assert plan.decode is not None
+    return partial(
+        decode_attention, batch.q, batch.k_cache, batch.v_cache, plan.block_tables, plan.context_lens, plan.decode,
+        batch.out, _HEAD_DIM**-0.5, None, **options,
+    )  # fmt: skip
+
+
+def prefill_call(batch: Batch, options: dict[str, int]) -> Callable[[], object]:
+    assert batch.plan.chunks is not None
+    return partial(
+        prefill_attention, batch.q, batch.k_cache, batch.v_cache, batch.plan, batch.plan.chunks, batch.out,
+        _HEAD_DIM**-0.5, None, **options,
+    )  # fmt: skip
+
+
+def decode_options(sweep: bool) -> Iterator[dict[str, int]]:
+    yield {}
+    if sweep:
+        for tile, warps, stages in product((32, 64, 128), (2, 4, 8), (2, 3, 4)):
+            if tile * stages <= 320:
+                yield {"tile": tile, "num_warps": warps, "num_stages": stages}
+
+
+def prefill_options(sweep: bool) -> Iterator[dict[str, int]]:
+    yield {}
+    if sweep:
+        for m, n, warps, stages in product((64, 128), (32, 64, 128), (4, 8), (2, 3)):
+            yield {"block_m": m, "block_n": n, "num_warps": warps, "num_stages": stages}
+
+
+def measure(
+    kind: str, group: int, block_size: int, case: tuple[int, ...], ceiling: float, sweep: bool
+) -> Iterator[Line]:
+    if kind == "decode":
+        rows, length = case
+        lengths, query_lens = [length] * rows, []
+        work = 2 * rows * length * _KV_HEADS * _HEAD_DIM * 2
+        call, choices = decode_call, decode_options(sweep)
+        copies = max(1, min(16, _BYTES_IN_TURN // work))
+    else:
+        chunks, length, whole = case
+        lengths, query_lens = [whole] * chunks, [length] * chunks
+        pairs = chunks * (length * (whole - length) + length * (length + 1) // 2)
+        work = 4 * group * _KV_HEADS * _HEAD_DIM * pairs
+        call, choices, copies = prefill_call, prefill_options(sweep), 1
+    batches = [make(lengths, query_lens, group, block_size) for _ in range(copies)]
+    for options in choices:
+        try:
+            us = graph_us([call(batch, options) for batch in batches])
+        except Exception as error:
+            print(f"  {kind} {case} {options}: {error!r:.150}", flush=True)
+            continue
+        yield Line(kind, group, block_size, case, us, work / (us * 1e-6) / ceiling, options)
+
+
+def matmul_rate() -> float:
+    """FLOP per second of a bf16 product of 8192 rows, columns and terms."""
+    a, b = (torch.randn(8192, 8192, device=_DEVICE).bfloat16() for _ in range(2))
+    return float(2 * 8192**3 / (graph_us([lambda: a @ b]) * 1e-6))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--sweep", action="store_true")
+    options = parser.parse_args()
+    copy, matmul = copy_bandwidth(), matmul_rate()
+    print(f"copy {copy / 1e12:.2f} TB/s, bf16 matmul {matmul / 1e12:.0f} TFLOP/s")
+    found: list[dict[str, Any]] = []
+    cases = [("decode", case, copy) for case in DECODE] + [("prefill", case, matmul) for case in PREFILL]
+    for group, block_size in ((2, 16), (4, 16), (8, 16), (4, 64)):
+        for kind, case, ceiling in cases:
+            is_swept = options.sweep and block_size == 16 and group < 8
+            lines = list(measure(kind, group, block_size, case, ceiling, is_swept))
+            found += [asdict(line) for line in lines]
+            if not lines:
+                continue
+            taken, best = lines[0], min(lines, key=lambda line: line.us)
+            print(
+                f"{kind:8} group {group} block {block_size:3} {case!s:20} {taken.us:9.1f} us {taken.share:6.1%}"
+                f"   best {best.us:9.1f} us {best.share:6.1%} {best.options}",
+                flush=True,
+            )
+    options.out.write_text(json.dumps({"copy": copy, "matmul": matmul, "lines": found}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
