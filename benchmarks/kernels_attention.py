@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_timing import copy_bandwidth, graph_us
+from kernels.bench.timing import copy_bandwidth, graph_us
 from kernels.paged_attention import AttentionPlan, Chunks, query_tiles
 from kernels.paged_attention.decode import decode_attention
 from kernels.paged_attention.kernel import plan_attention

@@ -1,17 +1,16 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
-"""Every kernel of a decode step but attention, at the sizes of two models, against the bandwidth of a copy.
+"""What the choices of a decode step's kernels rest on, at the sizes of two models.
 
     python -m benchmarks.kernels_layer --out kernels_layer.json
 
-Three tables: ops at several batch sizes; products of few rows against cuBLAS, with the best tiles of a small sweep;
-and the gap between two tiny kernels in a CUDA graph, with and without programmatic dependent launch. A case that
-fails prints its error, and the rest goes on.
+Two tables: products of few rows against cuBLAS, with the best tiles of a small sweep; and the gap between two tiny
+kernels in a CUDA graph, with and without programmatic dependent launch. A case that fails prints its error, and the
+rest goes on. `quire bench kernels` measures every kernel as it is chosen.
 """
 
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,26 +18,13 @@ import torch
 import triton
 import triton.language as tl
 
-from benchmarks.gpu_timing import copy_bandwidth, graph_us
-from benchmarks.layer_cases import DEVICE, MODELS, Case, Model, layer_cases, sampling_cases
 from benchmarks.linear_sweep import sweep
 from kernels import pdl
+from kernels.bench.cases import Sizes, sizes_of
+from kernels.bench.timing import copy_bandwidth, graph_us
+from quire.bench.shapes import shapes
 
-BATCHES = (1, 8, 64, 256)
 _CHAIN = 100
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One line of the table of ops."""
-
-    model: str
-    op: str
-    batch: int
-    us: float
-    num_bytes: int
-    share: float
-    """Of the bandwidth of a copy; above 1 where the second-level cache helps."""
 
 
 @triton.jit
@@ -50,7 +36,7 @@ def _tiny_kernel(x_ptr, enabled: tl.constexpr):
 
 def gaps() -> dict[str, float]:
     """Microseconds from one tiny kernel to the next, in a chain in which each reads what the last one wrote."""
-    x = torch.zeros(128, device=DEVICE)
+    x = torch.zeros(128, device="cuda")
     found = {}
     for name, enabled in (("plain", False), ("programmatic dependent launch", True)):
         try:
@@ -62,32 +48,7 @@ def gaps() -> dict[str, float]:
     return found
 
 
-def ops(model: Model, bandwidth: float) -> list[Measured]:
-    """All ops but products, at every batch size."""
-    found = []
-    for batch in BATCHES:
-        cases: list[Case] = []
-        for make in (layer_cases, sampling_cases):
-            try:
-                cases += make(model, batch)
-            except Exception as error:
-                print(f"{model.name} {batch}: {error!r:.300}", flush=True)
-        for case in cases:
-            try:
-                us = graph_us([case.call], repeat=10)
-            except Exception as error:
-                print(f"{model.name:12} {batch:4} {case.op:28} {error!r:.300}", flush=True)
-                continue
-            share = case.num_bytes / (us * 1e-6) / bandwidth
-            found.append(Measured(model.name, case.op, batch, us, case.num_bytes, share))
-            print(
-                f"{model.name:12} {batch:4} {case.op:28} {us:9.2f} us {case.num_bytes / 1e6:9.3f} MB {share:6.1%}",
-                flush=True,
-            )
-    return found
-
-
-def products(model: Model, bandwidth: float) -> list[dict[str, object]]:
+def products(model: Sizes, bandwidth: float) -> list[dict[str, object]]:
     """Products of few rows."""
     found = []
     for product in sweep(model):
@@ -113,17 +74,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, help="also write everything as JSON to this file")
-    parser.add_argument("--only", choices=["gaps", "ops", "products"], help="one table instead of three")
+    parser.add_argument("--only", choices=["gaps", "products"], help="one table instead of both")
     arguments = parser.parse_args()
     bandwidth = copy_bandwidth()
     name = torch.cuda.get_device_name()
     print(f"{name}, torch {torch.__version__}, triton {triton.__version__}, copy {bandwidth / 1e12:.2f} TB/s")
     report: dict[str, object] = {"device": name, "torch": torch.__version__, "triton": triton.__version__}
     report["copy_bytes_per_s"] = bandwidth
+    models = [sizes_of(name, config) for name, config in shapes().items()]
     tables: dict[str, Callable[[], object]] = {
         "gaps": gaps,
-        "ops": lambda: [vars(measured) for model in MODELS for measured in ops(model, bandwidth)],
-        "products": lambda: [product for model in MODELS for product in products(model, bandwidth)],
+        "products": lambda: [product for model in models for product in products(model, bandwidth)],
     }
     for table, measure in tables.items():
         if arguments.only in (None, table):

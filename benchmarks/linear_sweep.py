@@ -7,15 +7,15 @@ from functools import partial
 
 import torch
 
-from benchmarks.gpu_timing import graph_us
-from benchmarks.layer_cases import DEVICE, Model, cublas
+from kernels.bench.cases import Sizes, num_copies
+from kernels.bench.timing import graph_us
+from kernels.linear import reference
 from kernels.linear.choice import Tiles, choose
 from kernels.linear.kernel import tiled_linear
+from kernels.silu_mul import silu_mul
 
 ROWS = (1, 2, 4, 8, 16)
-# Copies of the weights are read in turn, so that they come from memory and not from the second-level cache.
-_BYTES_IN_TURN = 256 << 20
-_MAX_COPIES = 96
+_DEVICE = "cuda"
 _COMPILERS = 12
 
 
@@ -65,17 +65,21 @@ def candidates(m: int, k: int, *, is_gated: bool) -> list[Tiles]:
     return found
 
 
-def sweep(model: Model) -> Iterator[Product]:
+def sweep(model: Sizes) -> Iterator[Product]:
     """Every product of a model at every number of rows."""
     for name, (n, k) in model.products().items():
         is_gated = name == "gate_up"
-        size = n * k * 2
-        copies = max(1, min(_MAX_COPIES, _BYTES_IN_TURN // size))
-        weights = [torch.randn(n, k, device=DEVICE).bfloat16() for _ in range(copies)]
+        weights = [torch.randn(n, k, device=_DEVICE).bfloat16() for _ in range(num_copies(n * k * 2))]
         _compile(weights[0], k, is_gated)
         for m in ROWS:
-            yield _measure(model.name, name, torch.randn(m, k, device=DEVICE).bfloat16(), weights, is_gated)
+            yield _measure(model.name, name, torch.randn(m, k, device=_DEVICE).bfloat16(), weights, is_gated)
         del weights
+
+
+def cublas(x: torch.Tensor, weight: torch.Tensor, *, is_gated: bool) -> torch.Tensor:
+    """What the products are compared with: torch's, and the activation in a kernel of its own."""
+    product = reference.linear(x, weight, None)
+    return silu_mul(product) if is_gated else product
 
 
 def _compile(weight: torch.Tensor, k: int, is_gated: bool) -> None:
@@ -83,7 +87,7 @@ def _compile(weight: torch.Tensor, k: int, is_gated: bool) -> None:
 
     def one(job: tuple[int, Tiles]) -> None:
         try:
-            tiled_linear(torch.zeros(job[0], k, device=DEVICE).bfloat16(), weight, job[1], is_gated=is_gated)
+            tiled_linear(torch.zeros(job[0], k, device=_DEVICE).bfloat16(), weight, job[1], is_gated=is_gated)
         except Exception as error:
             print(f"  {job[1]}: {error!r:.200}", flush=True)
 

@@ -126,7 +126,7 @@ async def running_engine(
         settings: dict[str, object] = {
             "device": options.device,
             "load_format": load_format,
-            "served_model_name": options.model or "demo",
+            "served_model_name": model_name(options.model),
             "max_model_len": max_model_len(config, longest),
         }
         started = time.perf_counter()
@@ -152,14 +152,22 @@ async def running_engine(
                 await asyncio.gather(session, return_exceptions=True)
 
 
+def model_name(model: str) -> str:
+    """The name of a checkpoint, hub id or shape in reports: its last part."""
+    return model.rstrip("/").rpartition("/")[2] or "demo"
+
+
 @contextlib.contextmanager
-def model_directory(model: str) -> Iterator[tuple[Path, str]]:
-    """Where the model is, and how the worker loads it; a shape is written to a directory that goes afterwards."""
+def model_directory(model: str, *, weights: bool = True) -> Iterator[tuple[Path, str]]:
+    """Where the model is, and how the worker loads it; a shape is written to a directory that goes afterwards.
+
+    Without `weights` those of a hub id are not downloaded. Raises NotFound.
+    """
     if model in shapes() and not Path(model).exists():
         with tempfile.TemporaryDirectory(prefix="quire-shape-") as folder:
             yield write_shape(model, Path(folder)), "dummy"
         return
-    directory = resolve_model(model or str(demo_model()))
+    directory = resolve_model(model or str(demo_model()), weights=weights)
     has_weights = any(directory.glob("*.safetensors"))
     yield directory, "auto" if has_weights else "dummy"
 

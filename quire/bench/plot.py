@@ -99,6 +99,28 @@ def _serve(figure: Any, document: Report) -> None:
         axes.legend(fontsize="small")
 
 
+def _kernels(figure: Any, document: Report) -> None:
+    """Share of the floor that each op reaches, one mark per number of rows, one panel per model."""
+    results = [result for result in document["results"] if "share" in result]
+    models = list(dict.fromkeys(result["model"] for result in results))
+    ops = list(dict.fromkeys(result["op"] for result in results))[::-1]
+    figure.set_figheight(2 + 0.25 * len(ops))
+    for axes, model in zip(
+        figure.subplots(1, len(models), sharey=True, squeeze=False)[0], models, strict=True
+    ):
+        of_model = [result for result in results if result["model"] == model]
+        for rows in sorted({result["rows"] for result in of_model}):
+            marks = [result for result in of_model if result["rows"] == rows]
+            shares = [100 * result["share"] for result in marks]
+            axes.scatter(shares, [ops.index(result["op"]) for result in marks], s=18, label=f"{rows} rows")
+        axes.axvline(100, color="gray", linewidth=0.8)
+        axes.set_xlim(0, 130)
+        axes.set_yticks(range(len(ops)), ops, fontsize="small")
+        axes.set_xlabel("floor / time, in percent")
+        axes.set_title(model, fontsize="medium")
+        axes.legend(fontsize="small")
+
+
 def _plain_ticks(axis: Any) -> None:
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter("{x:g}")
@@ -108,4 +130,5 @@ _DRAW: Mapping[str, Callable[[Any, Report], None]] = {
     "throughput": _throughput,
     "latency": _latency,
     "serve": _serve,
+    "kernels": _kernels,
 }

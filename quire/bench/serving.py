@@ -14,7 +14,7 @@ import orjson
 from numpy.typing import NDArray
 
 from quire.bench.datasets import random_items, read_conversations, sampled_items
-from quire.bench.engine import cost_of_worker, max_model_len, measure_rooflines, model_directory
+from quire.bench.engine import cost_of_worker, max_model_len, measure_rooflines, model_directory, model_name
 from quire.bench.floors import ModelCost, Rooflines, workload_floor
 from quire.bench.http_client import Exchange, HttpClient, Stream, read_json, read_stream
 from quire.bench.load import Arrivals, ClientCost, Load, body_of, departures, offer
@@ -116,7 +116,7 @@ async def _server(
         config = read_model_json(directory, "config.json")
         length = max_model_len(config, options.prompt_len + options.output_len)
         flags = [
-            *("--served-model-name", options.model or "demo", "--load-format", load_format),
+            *("--served-model-name", model_name(options.model), "--load-format", load_format),
             *("--device", options.device, "--max-model-len", str(length)),
         ]
         say(f"starting quire serve {' '.join([*flags, *options.server_flags])}")

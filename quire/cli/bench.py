@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from quire.bench.engine import EngineOptions
+from quire.bench.kernels import KernelOptions, kernels_table, measure_kernels
 from quire.bench.latency import LatencyCases, latency_table, measure_latency
 from quire.bench.report import Report
 from quire.bench.shapes import shapes, write_shape
@@ -38,6 +39,10 @@ Scheduler = Annotated[
 ]
 Output = Annotated[Path, typer.Option(help="Directory for the JSON report and the plot.")]
 Repeats = Annotated[int, typer.Option(min=1, help="Measured runs of each, after one to warm up.")]
+
+
+_MODELS = [*shapes()]
+_BATCHES, _CONTEXTS = [1, 8, 64, 256], [1024, 8192]
 
 
 @bench.command()
@@ -92,6 +97,25 @@ def latency(
 
 
 bench.command()(serve)
+
+
+@bench.command()
+def kernels(
+    model: Annotated[
+        list[str], typer.Option(help="Whose sizes: a checkpoint, hub id or shape; may be repeated.")
+    ] = _MODELS,
+    device: Device = "auto",
+    batch: Annotated[list[int], typer.Option(min=1, help="Rows that decode; may be repeated.")] = _BATCHES,
+    context: Annotated[
+        list[int], typer.Option(min=1, help="Tokens of each row; may be repeated.")
+    ] = _CONTEXTS,
+    prompt_len: Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")] = 4096,
+    block_size: Annotated[int, typer.Option(min=1, help="Tokens per KV block.")] = 16,
+    output: Output = RESULTS,
+) -> None:
+    """Each kernel alone: its time, bytes, and share of the measured copy bandwidth or matmul rate."""
+    options = KernelOptions(model, device, batch, context, prompt_len, block_size)
+    make_report(measure_kernels(options, say=say), kernels_table, output)
 
 
 @bench.command()

@@ -1,0 +1,71 @@
+"""Paged attention: rows that decode at a context, and whole prompts."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+
+from kernels.bench.cases import BFLOAT16_BYTES, Case, Sizes, num_copies
+from kernels.paged_attention import Chunks, paged_attention, plan_attention, query_tiles
+
+# What the caches of one case may take.
+_MAX_CACHE_BYTES = 16 << 30
+
+
+def decode_cases(sizes: Sizes, rows: int, context: int, block_size: int, device: str) -> Iterator[Case]:
+    """One query per row: the plan of a step, and the attention of one layer."""
+    cache_bytes = 2 * rows * context * sizes.kv_heads * sizes.head_dim * BFLOAT16_BYTES
+    if cache_bytes > _MAX_CACHE_BYTES:
+        return
+    tables, lens = _tables([context] * rows, block_size, device)
+    make_plan = partial(
+        plan_attention, tables, lens, rows, None,
+        num_heads=sizes.heads, num_kv_heads=sizes.kv_heads, head_dim=sizes.head_dim,
+    )  # fmt: skip
+    detail = f"context {context}"
+    yield Case("attention plan", rows, tables.nbytes, 0, [make_plan], detail)
+    q = torch.randn(rows, sizes.heads, sizes.head_dim, device=device).bfloat16()
+    plan, scale = make_plan(), sizes.head_dim**-0.5
+    caches = [
+        _caches(sizes, tables.numel(), block_size, device)
+        for _ in range(num_copies(cache_bytes) if device == "cuda" else 1)
+    ]
+    calls = [partial(paged_attention, q, k, v, plan, scale) for k, v in caches]
+    flops = 4 * rows * context * sizes.heads * sizes.head_dim
+    yield Case("attention: decode", rows, cache_bytes + 2 * q.nbytes, flops, calls, detail)
+
+
+def prefill_cases(
+    sizes: Sizes, prompts: int, prompt_len: int, block_size: int, device: str
+) -> Iterator[Case]:
+    """Whole prompts in one step, nothing cached before."""
+    lens_list = [prompt_len] * prompts
+    tables, lens = _tables(lens_list, block_size, device)
+    starts = torch.arange(prompts, dtype=torch.int32, device=device) * prompt_len
+    tile_chunks, tile_starts = (torch.from_numpy(tile).to(device) for tile in query_tiles(lens_list))
+    chunks = Chunks(lens, starts, tile_chunks, tile_starts)
+    plan = plan_attention(
+        tables, lens, 0, chunks, num_heads=sizes.heads, num_kv_heads=sizes.kv_heads, head_dim=sizes.head_dim
+    )
+    tokens = prompts * prompt_len
+    q = torch.randn(tokens, sizes.heads, sizes.head_dim, device=device).bfloat16()
+    k, v = _caches(sizes, tables.numel(), block_size, device)
+    call = partial(paged_attention, q, k, v, plan, sizes.head_dim**-0.5)
+    flops = 2 * tokens * (prompt_len + 1) * sizes.heads * sizes.head_dim
+    num_bytes = 2 * q.nbytes + 2 * tokens * sizes.kv_heads * sizes.head_dim * BFLOAT16_BYTES
+    yield Case("attention: prefill", tokens, num_bytes, flops, [call], f"{prompts} prompts")
+
+
+def _tables(lens: list[int], block_size: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Block tables of rows that share nothing, their blocks in random order, and context lengths."""
+    per_row = -(-max(lens) // block_size)
+    blocks = torch.randperm(len(lens) * per_row, device=device).int()
+    return blocks.view(len(lens), per_row), torch.tensor(lens, dtype=torch.int32, device=device)
+
+
+def _caches(sizes: Sizes, num_blocks: int, block_size: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = (num_blocks, sizes.kv_heads, block_size, sizes.head_dim)
+    return (
+        torch.randn(shape, device=device, dtype=torch.bfloat16),
+        torch.randn(shape, device=device, dtype=torch.bfloat16),
+    )
