@@ -12,9 +12,9 @@ from torch.nn.functional import embedding
 from gpu_worker.kv_cache import KvCache
 from gpu_worker.models.architectures import DecoderConfig
 from gpu_worker.models.rope import cos_sin_table
-from kernels.linear import gate_up_silu, linear
+from kernels.linear import Norm, gate_up_silu, linear, linear_add
 from kernels.paged_attention import AttentionPlan, Chunks, paged_attention, plan_attention
-from kernels.rms_norm import add_rms_norm, rms_norm
+from kernels.rms_norm import rms_norm
 from kernels.rope_kv_write import rope_kv_write
 from kernels.silu_mul import silu_mul
 
@@ -99,15 +99,12 @@ class Decoder:
         """Hidden states [n, hidden] of token_ids [n] int64; writes their KV."""
         eps = self.config.rms_norm_eps
         residual = embedding(token_ids, self._embedding)
-        x = rms_norm(residual, self._layers[0].input_norm, eps)
         for index, layer in enumerate(self._layers):
-            x = self._attention(index, layer, x, inputs, cache)
-            x, residual = add_rms_norm(x, residual, layer.post_norm, eps)
-            x = linear(_gated(x, layer), layer.down, layer.down_bias)
-            last = index + 1 == len(self._layers)
-            following = self._final_norm if last else self._layers[index + 1].input_norm
-            x, residual = add_rms_norm(x, residual, following, eps)
-        return x
+            out = self._attention(index, layer, residual, inputs, cache)
+            residual = _linear_add(out, layer.output, layer.output_bias, residual)
+            inner = _gated(residual, layer, eps)
+            residual = _linear_add(inner, layer.down, layer.down_bias, residual)
+        return rms_norm(residual, self._final_norm, eps)
 
     def plan_attention(
         self,
@@ -130,8 +127,9 @@ class Decoder:
     def _attention(
         self, index: int, layer: LayerWeights, x: torch.Tensor, inputs: AttentionInputs, cache: KvCache
     ) -> torch.Tensor:
+        """What the heads found, [n, heads * head_dim]."""
         config = self.config
-        qkv = linear(x, layer.qkv, layer.qkv_bias).view(
+        qkv = linear(x, layer.qkv, layer.qkv_bias, Norm(layer.input_norm, config.rms_norm_eps)).view(
             -1, config.num_heads + 2 * config.num_kv_heads, config.head_dim
         )
         q, k, v = torch.split(qkv, [config.num_heads, config.num_kv_heads, config.num_kv_heads], dim=1)
@@ -141,11 +139,18 @@ class Decoder:
             layer.q_norm, layer.k_norm, config.rms_norm_eps,
         )  # fmt: skip
         out = paged_attention(q, keys, values, inputs.plan, self._scale, config.windows[index])
-        return linear(out.reshape(len(x), -1), layer.output, layer.output_bias)
+        return out.reshape(len(x), -1)
 
 
-def _gated(x: torch.Tensor, layer: LayerWeights) -> torch.Tensor:
+def _linear_add(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor
+) -> torch.Tensor:
+    return linear_add(x, weight, residual if bias is None else residual + bias)
+
+
+def _gated(x: torch.Tensor, layer: LayerWeights, eps: float) -> torch.Tensor:
     """The inner activations of the feed-forward layer, [n, intermediate]."""
+    norm = Norm(layer.post_norm, eps)
     if layer.gate_up_bias is None:
-        return gate_up_silu(x, layer.gate_up)
-    return silu_mul(linear(x, layer.gate_up, layer.gate_up_bias))
+        return gate_up_silu(x, layer.gate_up, norm)
+    return silu_mul(linear(x, layer.gate_up, layer.gate_up_bias, norm))

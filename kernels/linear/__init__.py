@@ -1,29 +1,40 @@
-"""x · weightᵀ for few rows, where the weights' way from memory is the cost, and two forms that do a step more.
+"""x · weightᵀ for few rows, where the weights' way from memory is the cost, and forms that do a step more.
 
 Floor: one read of the weights. Many rows are a matter of arithmetic and go to torch's own matrix product.
 """
+
+from typing import NamedTuple
 
 import torch
 
 from kernels.dispatch import implementation
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x · weightᵀ + bias. x [m, k], weight [n, k], bias [n], one dtype; returns [m, n] in that dtype."""
-    result: torch.Tensor = implementation("linear", x).linear(x, weight, bias)
+class Norm(NamedTuple):
+    """The RMS norm of a product's input (see `kernels.rms_norm`): weight [k], and what is added to the mean square."""
+
+    weight: torch.Tensor
+    eps: float
+
+
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, norm: Norm | None = None
+) -> torch.Tensor:
+    """norm(x) · weightᵀ + bias. x [m, k], weight [n, k], bias [n], one dtype; returns [m, n] in that dtype."""
+    result: torch.Tensor = implementation("linear", x).linear(x, weight, bias, norm)
     return result
 
 
 def linear_add(x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-    """x · weightᵀ + residual. x [m, k], weight [n, k], residual [m, n]; returns [m, n]."""
+    """x · weightᵀ + residual. x [m, k], weight [n, k], residual [m, n]; returns [m, n], maybe in residual's place."""
     result: torch.Tensor = implementation("linear", x).linear_add(x, weight, residual)
     return result
 
 
-def gate_up_silu(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """silu(x · gateᵀ) * (x · upᵀ), where weight [2i, k] is gate in its first half and up in its second.
+def gate_up_silu(x: torch.Tensor, weight: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
+    """silu(norm(x) · gateᵀ) * (norm(x) · upᵀ), where weight [2i, k] is gate in its first half and up in its second.
 
-    x [m, k]; returns [m, i]. The same as `silu_mul(linear(x, weight))` with fewer roundings.
+    x [m, k]; returns [m, i]. The same as `silu_mul(linear(x, weight, norm=norm))` with fewer roundings.
     """
-    result: torch.Tensor = implementation("linear", x).gate_up_silu(x, weight)
+    result: torch.Tensor = implementation("linear", x).gate_up_silu(x, weight, norm)
     return result

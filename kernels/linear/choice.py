@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 _MULTIPROCESSORS = 132
-_MAX_ROWS = 8
+_MAX_ROWS = 16
+_LARGE = 1 << 24
+_LONG = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +37,25 @@ def choose(m: int, n: int, k: int, *, is_gated: bool = False) -> Tiles | None:
 
 
 def _gemv_tiles(n: int, k: int, is_gated: bool) -> Tiles:
-    """As many weight rows per program as leave every multiprocessor four programs, if there are so many rows."""
-    block_n = 4 if is_gated else 8
-    while block_n > 2 and n // block_n < 4 * _MULTIPROCESSORS:
-        block_n //= 2
-    return Tiles("gemv", block_n=block_n, block_k=1024 if k % 1024 == 0 else 512)
+    """Few weight rows per program, and of those as much at a time as hides the way from memory."""
+    block_n = 2 if is_gated else 4
+    if k <= 1024:
+        return Tiles("gemv", block_n=4 if is_gated or n < 4096 else 8, block_k=512)
+    if k <= 2048 and n < 4096:
+        return Tiles("gemv", block_n=block_n, block_k=1024)
+    if k <= 8192:
+        return Tiles("gemv", block_n=block_n, block_k=2048, num_warps=8)
+    return Tiles("gemv", block_n=block_n, block_k=512)
 
 
 def _skinny_tiles(n: int, k: int) -> Tiles:
-    """Split until every multiprocessor has two programs, as long as each has at least four iterations."""
-    block_n, block_k = (64 if n >= 64 * 2 * _MULTIPROCESSORS else 32), 128
-    split_k = 1
-    while n // block_n * split_k < 2 * _MULTIPROCESSORS and k // (split_k * 2) >= 4 * block_k:
+    """Split as long as every program still has a multiprocessor to itself, or a long way to go."""
+    is_large = n * k >= _LARGE
+    block_n, block_k = (64 if is_large else 32), 128
+    num_tiles, split_k = -(-n // block_n), 1
+    while 4 * block_k <= k // (2 * split_k) and (
+        2 * num_tiles * split_k <= _MULTIPROCESSORS
+        or (num_tiles <= _MULTIPROCESSORS and k // split_k > _LONG)
+    ):
         split_k *= 2
-    return Tiles("skinny", block_n=block_n, block_k=block_k, split_k=split_k)
+    return Tiles("skinny", block_n=block_n, block_k=block_k, split_k=split_k, num_stages=4 if is_large else 5)

@@ -24,34 +24,56 @@ def _weights(weight_ptr, rows, weight_stride, n, start, K: tl.constexpr, BLOCK_K
 
 
 @triton.jit
+def _norm_scale(x_ptr, eps, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    squares = tl.zeros((BLOCK_K,), tl.float32)
+    for start in range(0, K, BLOCK_K):
+        columns = start + tl.arange(0, BLOCK_K)
+        x = tl.load(x_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
+        squares += x * x
+    return tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
+
+
+@triton.jit
 def gemv_kernel(
     x_ptr,
     weight_ptr,
     up_ptr,
     bias_ptr,
     residual_ptr,
+    norm_ptr,
     out_ptr,
     weight_stride,
     n,
+    eps,
     K: tl.constexpr,
     GATED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
+    HAS_NORM: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """out [n] of x [K] and weights [n, K]; GATED: of two such, gate and up."""
+    """out [n] of x [K] and weights [n, K]; GATED: of two such, gate and up; HAS_NORM: of x after an RMS norm."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     weights = _weights(weight_ptr, rows, weight_stride, n, 0, K, BLOCK_K)
     if GATED:
         up_weights = _weights(up_ptr, rows, weight_stride, n, 0, K, BLOCK_K)
     pdl.wait(PDL)
+    scale = 1.0
+    if HAS_NORM:
+        scale = _norm_scale(x_ptr, eps, K, BLOCK_K)
     sums = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     up_sums = sums
     for start in range(0, K, BLOCK_K):
         columns = start + tl.arange(0, BLOCK_K)
-        x = tl.load(x_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)[None, :]
+        x = tl.load(x_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
+        if HAS_NORM:
+            # Rounded where the norm by itself would round.
+            dtype = x_ptr.dtype.element_ty
+            norm = tl.load(norm_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
+            x = ((x * scale).to(dtype).to(tl.float32) * norm).to(dtype).to(tl.float32)
+        x = x[None, :]
         following = _weights(weight_ptr, rows, weight_stride, n, start + BLOCK_K, K, BLOCK_K)
         if GATED:
             up_following = _weights(up_ptr, rows, weight_stride, n, start + BLOCK_K, K, BLOCK_K)

@@ -6,37 +6,47 @@ import torch
 import triton
 
 from kernels import pdl
-from kernels.linear import reference
+from kernels.linear import Norm
 from kernels.linear.choice import Tiles, choose
 from kernels.linear.gemv import gemv_kernel
 from kernels.linear.skinny import ROWS, skinny_kernel
+from kernels.rms_norm import rms_norm
 from kernels.silu_mul import silu_mul
 
 _MAX_TILES = 1 << 16
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, norm: Norm | None
+) -> torch.Tensor:
     """See `kernels.linear`."""
     tiles = _choose(x, len(weight))
+    if tiles is not None and tiles.kernel == "gemv":
+        return tiled_linear(x, weight, tiles, bias=bias, norm=norm)
+    normed = x if norm is None else rms_norm(x, norm.weight, norm.eps)
     if tiles is None:
-        return reference.linear(x, weight, bias)
-    return tiled_linear(x, weight, tiles, bias=bias)
+        return torch.nn.functional.linear(normed, weight, bias)
+    return tiled_linear(normed, weight, tiles, bias=bias)
 
 
 def linear_add(x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
     """See `kernels.linear`."""
     tiles = _choose(x, len(weight))
     if tiles is None:
-        return reference.linear_add(x, weight, residual)
+        # In place: torch would copy the residual first.
+        return residual.addmm_(x, weight.t())
     return tiled_linear(x, weight, tiles, residual=residual)
 
 
-def gate_up_silu(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def gate_up_silu(x: torch.Tensor, weight: torch.Tensor, norm: Norm | None) -> torch.Tensor:
     """See `kernels.linear`."""
     tiles = _choose(x, len(weight) // 2, is_gated=True)
+    if tiles is not None and tiles.kernel == "gemv":
+        return tiled_linear(x, weight, tiles, norm=norm, is_gated=True)
+    normed = x if norm is None else rms_norm(x, norm.weight, norm.eps)
     if tiles is None:
-        return silu_mul(torch.nn.functional.linear(x, weight))
-    return tiled_linear(x, weight, tiles, is_gated=True)
+        return silu_mul(torch.nn.functional.linear(normed, weight))
+    return tiled_linear(normed, weight, tiles, is_gated=True)
 
 
 def _choose(x: torch.Tensor, n: int, *, is_gated: bool = False) -> Tiles | None:
@@ -53,15 +63,18 @@ def tiled_linear(
     *,
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
+    norm: Norm | None = None,
     is_gated: bool = False,
 ) -> torch.Tensor:
-    """Any of the three ops with given tiles. Rows may lie apart; elements of a row must not."""
+    """Any of the three ops with given tiles, a norm only by gemv. Rows may lie apart; elements of a row must not."""
     m, k = x.shape
     n = weight.shape[0] // 2 if is_gated else weight.shape[0]
     if x.stride(1) != 1 or weight.stride(1) != 1 or (residual is not None and residual.stride(1) != 1):
         raise ValueError("the elements of a row must be adjacent")
     if m > (1 if tiles.kernel == "gemv" else ROWS.value):
         raise ValueError(f"{m} rows are too many for the {tiles.kernel} kernel")
+    if norm is not None and tiles.kernel != "gemv":
+        raise ValueError("only the gemv kernel norms its input")
     up = weight[n:] if is_gated else weight
     num_tiles = triton.cdiv(n, tiles.block_n)
     if tiles.split_k > 1 and num_tiles > _MAX_TILES:
@@ -71,9 +84,9 @@ def tiled_linear(
     flags = {"GATED": is_gated, "HAS_BIAS": bias is not None, "HAS_RESIDUAL": residual is not None}
     if tiles.kernel == "gemv":
         gemv_kernel[(num_tiles,)](
-            x, weight, up, *extras, out, weight.stride(0), n,
-            K=k, **flags, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
-            num_warps=tiles.num_warps, **pdl.options(),
+            x, weight, up, *extras, x if norm is None else norm.weight, out, weight.stride(0), n,
+            0.0 if norm is None else norm.eps, K=k, **flags, HAS_NORM=norm is not None,
+            BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k, num_warps=tiles.num_warps, **pdl.options(),
         )  # fmt: skip
         return out
     size = tiles.split_k * (2 if is_gated else 1) * tiles.block_n * ROWS.value

@@ -17,6 +17,7 @@ from kernels.paged_attention.plan import TILE
 _LOG2_E = 1.4426950408889634
 _MERGED_ELEMENTS = 1 << 13
 _MOST_AT_ONCE = 16
+_MANY_ROWS = 128
 
 
 @triton.jit
@@ -187,9 +188,9 @@ def decode_attention(
     scale: float,
     window: int | None,
     *,
-    tile: int = TILE,
-    num_warps: int = 4,
-    num_stages: int = 3,
+    tile: int = 0,
+    num_warps: int = 2,
+    num_stages: int = 2,
 ) -> None:
     """Attention of the first rows of a batch, those that `work` is of, into out [at least rows, heads, d]."""
     num_heads, head_dim = q.shape[1], q.shape[2]
@@ -198,7 +199,8 @@ def decode_attention(
     dim_pad = triton.next_power_of_2(head_dim)
     group_block = triton.next_power_of_2(group)
     at_once = max(1, min(_MOST_AT_ONCE, _MERGED_ELEMENTS // (group_block * dim_pad)))
-    stages = num_stages if dim_pad * q.element_size() <= 256 else 2
+    # Measured: many short programs for many rows, so long as a tile is not mostly the queries' own cost.
+    tile = tile or (TILE // 2 if group <= 2 and len(work.arrived) >= _MANY_ROWS else TILE)
     _decode_kernel[(work.items.shape[1], num_kv_heads)](
         q, k_cache, v_cache, out, block_tables, context_lens, work.items, work.arrived,
         work.partial_out, work.partial_max, work.partial_sum,
@@ -207,6 +209,6 @@ def decode_attention(
         v_cache.stride(0), v_cache.stride(1), v_cache.stride(2),
         WINDOW=window or 0, NUM_HEADS=num_heads, KV_HEADS=num_kv_heads,
         GROUP_PAD=max(16, group_block), GROUP_BLOCK=group_block,
-        HEAD_DIM=head_dim, DIM_PAD=dim_pad, BLOCK_SIZE=block_size, TILE=tile, STAGES=stages,
+        HEAD_DIM=head_dim, DIM_PAD=dim_pad, BLOCK_SIZE=block_size, TILE=tile, STAGES=num_stages,
         AT_ONCE=at_once, num_warps=num_warps, **pdl.options(),
     )  # fmt: skip

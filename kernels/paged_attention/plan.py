@@ -38,15 +38,18 @@ def _plan_kernel(
     work = tl.sum(tiles, axis=0) * KV_HEADS
     per_item = tl.maximum((work + PROGRAMS - 1) // PROGRAMS, 1)
     num_items = (tiles + per_item - 1) // per_item
+    # A row's items are as even as can be, which may take fewer of them.
+    row_tiles = tl.where(tiles > 0, (tiles + num_items - 1) // tl.maximum(num_items, 1), 1)
+    num_items = (tiles + row_tiles - 1) // row_tiles
     ends = tl.cumsum(num_items, axis=0)
     firsts = ends - num_items
     for number in range(tl.max(num_items, axis=0)):
         has_one = number < num_items
-        start = tl.zeros_like(rows) + number * per_item * TILE
+        start = number * row_tiles * TILE
         at = items_ptr + firsts + number
         tl.store(at, rows, mask=has_one)
         tl.store(at + most_items, start, mask=has_one)
-        tl.store(at + 2 * most_items, tl.minimum(start + per_item * TILE, context_lens), mask=has_one)
+        tl.store(at + 2 * most_items, tl.minimum(start + row_tiles * TILE, context_lens), mask=has_one)
         tl.store(at + 3 * most_items, firsts, mask=has_one)
         tl.store(at + 4 * most_items, num_items, mask=has_one)
     for first in range(tl.sum(num_items, axis=0), most_items, ROWS):

@@ -14,6 +14,9 @@ from kernels.paged_attention import QUERY_TILE, AttentionPlan, Chunks
 from kernels.paged_attention.pages import token_offsets
 
 _LOG2_E = 1.4426950408889634
+_LONG_CHUNK = 768
+# Queries and KV tokens of a tile, and warps: the best of a sweep (docs/performance.md).
+_LONG_TILES, _SHORT_TILES = (128, 128, 8), (64, 32, 4)
 
 
 @triton.jit
@@ -154,15 +157,17 @@ def prefill_attention(
     *,
     block_m: int = 0,
     block_n: int = 0,
-    num_warps: int = 8,
-    num_stages: int = 3,
+    num_warps: int = 0,
+    num_stages: int = 2,
 ) -> None:
     """Attention of the chunks of a batch into their places of out [queries, heads, d]."""
     num_heads, head_dim = q.shape[1], q.shape[2]
     num_kv_heads, block_size = k_cache.shape[1], k_cache.shape[2]
     dim_pad = triton.next_power_of_2(head_dim)
-    is_wide = dim_pad * q.element_size() > 256
-    block_m, block_n = block_m or (64 if is_wide else QUERY_TILE), block_n or (32 if is_wide else 64)
+    if not block_m:
+        is_wide = dim_pad * q.element_size() > 256
+        is_long = len(q) - plan.num_decoding > _LONG_CHUNK * len(chunks.query_lens)
+        block_m, block_n, num_warps = _LONG_TILES if is_long and not is_wide else _SHORT_TILES
     _prefill_kernel[(len(chunks.tile_chunks) * (QUERY_TILE // block_m), num_heads)](
         q, k_cache, v_cache, out, plan.block_tables, plan.context_lens, chunks.query_lens, chunks.query_starts,
         chunks.tile_chunks, chunks.tile_starts, plan.num_decoding, scale * _LOG2_E,
@@ -171,5 +176,5 @@ def prefill_attention(
         v_cache.stride(0), v_cache.stride(1), v_cache.stride(2),
         WINDOW=window or 0, NUM_HEADS=num_heads, KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, DIM_PAD=dim_pad,
         BLOCK_SIZE=block_size, QUERY_TILE=QUERY_TILE, BLOCK_M=block_m, BLOCK_N=block_n,
-        STAGES=2 if is_wide else num_stages, num_warps=num_warps, **pdl.options(),
+        STAGES=num_stages, num_warps=num_warps, **pdl.options(),
     )  # fmt: skip

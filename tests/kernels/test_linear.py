@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.linear import gate_up_silu, linear, linear_add, reference
+from kernels.linear import Norm, gate_up_silu, linear, linear_add, reference
 from kernels.linear.choice import Tiles, choose
 from kernels.linear.kernel import tiled_linear
 
@@ -53,6 +53,19 @@ def test_every_form_is_that_of_the_reference(
         assert_close(tiled_linear(x, weight, tiles, is_gated=True), reference.gate_up_silu(x, weight))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("tiles", TILES[:2])
+def test_a_norm_in_the_same_launch(tiles: Tiles, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    n, k = shape
+    x, weight = random(1, k, dtype=dtype), random(n, k, dtype=dtype)
+    norm = Norm(random(k, dtype=dtype), 1e-6)
+    assert_close(tiled_linear(x, weight, tiles, norm=norm), reference.linear(x, weight, None, norm))
+    assert_close(
+        tiled_linear(x, weight, tiles, norm=norm, is_gated=True), reference.gate_up_silu(x, weight, norm)
+    )
+
+
 @pytest.mark.parametrize("tiles", [TILES[0], TILES[3]])
 def test_rows_that_lie_apart(tiles: Tiles) -> None:
     m = 1 if tiles.kernel == "gemv" else 3
@@ -84,14 +97,15 @@ def test_the_op_itself(m: int, dtype: torch.dtype) -> None:
     x, weight = random(m, 64, dtype=dtype), random(48, 64, dtype=dtype)
     residual, bias = random(m, 48, dtype=dtype), random(48, dtype=dtype)
     assert_close(linear(x, weight, bias), torch.nn.functional.linear(x, weight, bias))
-    assert_close(linear_add(x, weight, residual), x @ weight.t() + residual)
+    wanted = x @ weight.t() + residual
+    assert_close(linear_add(x, weight, residual), wanted)
     gate, up = (x @ weight.t()).chunk(2, dim=-1)
     assert_close(gate_up_silu(x, weight), torch.nn.functional.silu(gate) * up)
 
 
 def test_few_rows_have_tiles_that_cover_the_sum_and_many_rows_have_none() -> None:
     for n, k in [(1024, 1024), (6144, 4096), (4096, 14336), (128256, 4096), (896, 4864), (64, 64)]:
-        for m in range(1, 9):
+        for m in range(1, 17):
             tiles = choose(m, n, k)
             assert tiles is not None
             assert tiles.kernel == "skinny" or m == 1
