@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -64,14 +65,13 @@ class LocalServices:
         with_tokenizer: bool,
         say: Callable[[str], None],
     ) -> None:
-        self._directory = tempfile.TemporaryDirectory(prefix="quire-")
-        folder = Path(self._directory.name)
+        # Not a TemporaryDirectory: at the end of the process that would be gone before the services.
+        folder = self._folder = Path(tempfile.mkdtemp(prefix="quire-"))
         self.worker_address = f"unix:{folder}/worker"
         self.scheduler_address = f"unix:{folder}/scheduler"
         self.tokenizer_address = f"unix:{folder}/tokenizer"
         self.num_restarts = 0
         self._say = say
-        self._logs = folder
         self._with_tokenizer = with_tokenizer
         shared = {"log_level": "warning", "log_format": "console", "grace_s": 0.5}
         services: dict[str, dict[str, object]] = {
@@ -140,7 +140,7 @@ class LocalServices:
             self._running.cancel()
             with contextlib.suppress(asyncio.CancelledError, LaunchError):
                 await self._running
-        self._directory.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _restarted(self, line: str) -> None:
         self.num_restarts += 1
@@ -148,7 +148,7 @@ class LocalServices:
 
     def _last_words(self, error: LaunchError) -> str:
         """What the service that the error names wrote last."""
-        log = self._logs / f"{str(error).partition(' ')[0]}.log"
+        log = self._folder / f"{str(error).partition(' ')[0]}.log"
         words = log.read_text(errors="replace")[-_LOG_TAIL_CHARS:].strip() if log.exists() else ""
         return f":\n{words}" if words else ""
 

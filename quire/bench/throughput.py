@@ -1,6 +1,5 @@
 """`quire bench throughput`: whole workloads through scheduler and worker, all requests at once."""
 
-import asyncio
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -14,9 +13,14 @@ from quire.bench.workloads import Workload
 
 
 async def measure_throughput(
-    options: EngineOptions, workloads: Sequence[Workload], *, repeats: int, say: Callable[[str], None]
+    options: EngineOptions,
+    workloads: Sequence[Workload],
+    *,
+    repeats: int,
+    warm_up: bool,
+    say: Callable[[str], None],
 ) -> Report:
-    """Every workload once to warm up, then `repeats` times; rooflines first, on the same device.
+    """Every workload once to warm up, if asked for, then `repeats` times; rooflines first, on the same device.
 
     Raises LaunchError or QuireError where the engine cannot run them.
     """
@@ -25,12 +29,15 @@ async def measure_throughput(
     results = []
     async with running_engine(options, longest=longest, say=say) as (engine, cost, start_s):
         for workload in workloads:
+            if warm_up:
+                say(f"{workload.name}: warming up")
+                await engine.run(workload)
             runs = await _runs(engine, workload, repeats, say)
             results.append(_result(engine, workload, runs, cost, rates))
     return Report(
         kind="throughput",
         model=described(engine, cost, start_s),
-        settings={**asdict(options), "repeats": repeats},
+        settings={**asdict(options), "repeats": repeats, "warm_up": warm_up},
         results=results,
         rooflines=rates,
     )
@@ -57,14 +64,14 @@ def described(engine: Engine, cost: ModelCost, start_s: float) -> dict[str, Any]
 
 
 async def _runs(engine: Engine, workload: Workload, repeats: int, say: Callable[[str], None]) -> list[Run]:
-    say(f"{workload.name}: warming up")
-    await engine.run(workload)
     runs = []
     for number in range(repeats):
-        # What the last run left on the event loop is not this one's.
-        await asyncio.sleep(0)
         runs.append(await engine.run(workload))
-        say(f"{workload.name}: run {number + 1} of {repeats}: {runs[-1].arrivals.total_s:.3f} s")
+        seconds = runs[-1].arrivals.total_s
+        say(
+            f"{workload.name}: run {number + 1} of {repeats}: {seconds:.3f} s, "
+            f"{workload.prompt_tokens / seconds:,.0f} in tok/s, {workload.output_tokens / seconds:,.0f} out tok/s"
+        )
     return runs
 
 

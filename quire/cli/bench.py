@@ -13,6 +13,7 @@ from quire.bench.report import Report
 from quire.bench.shapes import shapes, write_shape
 from quire.bench.throughput import measure_throughput, throughput_table
 from quire.bench.workloads import NAMES, named, of_lengths
+from quire.cli.bench_options import Device, Model, Output, Repeats, Scheduler, Temperature, Worker
 from quire.cli.bench_output import RESULTS, failing_clearly, make_report, say
 from quire.cli.bench_serve import serve
 from quire.local import OFFLINE_SCHEDULER
@@ -21,25 +22,6 @@ bench = typer.Typer(
     no_args_is_help=True,
     help="Measure how fast this machine serves a model, beside what its hardware allows.",
 )
-
-Model = Annotated[
-    str,
-    typer.Option(
-        help=f"Checkpoint directory, hub id, or a shape with random weights ({', '.join(shapes())}); "
-        "by default the demo model."
-    ),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Temperature = Annotated[float, typer.Option(min=0.0, help="0: greedy.")]
-Worker = Annotated[
-    list[str], typer.Option(help="Setting of the worker, as name=value; may be repeated (docs/settings.md).")
-]
-Scheduler = Annotated[
-    list[str], typer.Option(help="Setting of the scheduler, as name=value; may be repeated.")
-]
-Output = Annotated[Path, typer.Option(help="Directory for the JSON report and the plot.")]
-Repeats = Annotated[int, typer.Option(min=1, help="Measured runs of each, after one to warm up.")]
-
 
 _MODELS = [*shapes()]
 _BATCHES, _CONTEXTS = [1, 8, 64, 256], [1024, 8192]
@@ -59,6 +41,7 @@ def throughput(
     worker: Worker = [],  # noqa: B006
     scheduler: Scheduler = [],  # noqa: B006
     repeats: Repeats = 1,
+    warm_up: Annotated[bool, typer.Option(help="Run each workload once before the runs that count.")] = True,
     output: Output = RESULTS,
 ) -> None:
     """Offline: all requests at once, as token ids, through scheduler and worker over gRPC."""
@@ -68,7 +51,7 @@ def throughput(
     async def measure() -> Report:
         workloads = [*map(named, names), *own] or [named("uniform256")]
         options = _options(model, device, temperature, worker, {**OFFLINE_SCHEDULER, **_pairs(scheduler)})
-        return await measure_throughput(options, workloads, repeats=repeats, say=say)
+        return await measure_throughput(options, workloads, repeats=repeats, warm_up=warm_up, say=say)
 
     make_report(measure(), throughput_table, output)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from quire.bench.serving import ServingOptions, measure_serving, serving_table
-from quire.bench.shapes import shapes
+from quire.cli.bench_options import Device, Model, Output, Temperature
 from quire.cli.bench_output import RESULTS, make_report, say
 
 
@@ -19,18 +19,12 @@ class ArrivalProcess(StrEnum):
 
 
 def serve(
-    model: Annotated[
-        str,
-        typer.Option(
-            help=f"What to serve: checkpoint directory, hub id, or a shape with random weights "
-            f"({', '.join(shapes())}); by default the demo model."
-        ),
-    ] = "",
+    model: Model = "",
     url: Annotated[
         str, typer.Option(help="http://host:port of a server that runs, instead of one to start.")
     ] = "",
     api_key: Annotated[str, typer.Option(envvar="QUIRE_API_KEY", help="Key for --url.")] = "",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     gateways: Annotated[
         int, typer.Option(min=1, help="Gateway processes of the server that is started.")
     ] = 1,
@@ -56,11 +50,11 @@ def serve(
     vocab_size: Annotated[
         int, typer.Option(min=0, help="Of random prompts; 0: the started model's, or 32000 with --url.")
     ] = 0,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0: greedy.")] = 0.0,
+    temperature: Temperature = 0.0,
     slo_ttft_ms: Annotated[float, typer.Option(help="Goodput: longest time to first token.")] = 200.0,
     slo_tpot_ms: Annotated[float, typer.Option(help="Goodput: longest time per further token.")] = 20.0,
     seed: Annotated[int, typer.Option(help="Of prompts and arrivals.")] = 0,
-    output: Annotated[Path, typer.Option(help="Directory for the JSON report and the plot.")] = RESULTS,
+    output: Output = RESULTS,
 ) -> None:
     """Online: open-loop load over HTTP; what clients feel at each rate, and whether the client was the limit."""
     options = ServingOptions(

@@ -134,9 +134,26 @@ def test_the_documented_script_runs_and_needs_no_main_guard() -> None:
 
 def test_after_close_nothing_runs_and_calls_are_refused(llama: Path) -> None:
     llm = LLM(str(llama), progress=False, threads=1)
-    folder = llm._background._services._logs  # type: ignore[union-attr]
+    folder = llm._background._services._folder  # type: ignore[union-attr]
     llm.close()
     llm.close()
     assert not folder.exists()
     with pytest.raises(InvalidRequest, match="closed"):
         llm.generate("one")
+
+
+def test_a_script_that_never_closes_ends_by_itself_and_leaves_nothing(llama: Path) -> None:
+    code = f"from quire import LLM; llm = LLM({str(llama)!r}, progress=False, threads=1)\n"
+    code += "print(llm._background._services._folder, *llm._background._services.pids.values())"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Traceback" not in done.stderr
+    folder, *pids = done.stdout.split()
+    assert not Path(folder).exists()
+    assert len(pids) == 3
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
