@@ -3,10 +3,9 @@
 import asyncio
 from collections.abc import Callable
 
-import grpc
-
+from quire.local import worker_progress
 from quire.rpc.channel import open_channel
-from quire.v1 import types_pb2, worker_pb2_grpc
+from quire.v1 import worker_pb2_grpc
 
 _POLL_S = 0.1
 
@@ -24,20 +23,10 @@ class Readiness:
         stub: worker_pb2_grpc.WorkerAsyncStub = worker_pb2_grpc.WorkerStub(channel)
         try:
             while not await _is_ready(host, port):
-                self._say(await _progress(stub))
+                self._say(await worker_progress(stub))
                 await asyncio.sleep(_POLL_S)
         finally:
             await channel.close()
-
-
-async def _progress(stub: "worker_pb2_grpc.WorkerAsyncStub") -> str:
-    try:
-        status = await stub.GetStatus(types_pb2.GetStatusRequest(), timeout=1.0)
-    except grpc.aio.AioRpcError:
-        return "starting services"
-    if status.state == types_pb2.SERVICE_STATE_STARTING:
-        return f"loading weights: {status.load_progress:.0%}"
-    return "weights loaded"
 
 
 async def _is_ready(host: str, port: int) -> bool:
