@@ -6,7 +6,8 @@ Two measurements, every command one decode step:
 
 * core: `apply` of a result, `schedule` of the next command and `take_updates`, alone, in CPU seconds of this
   process. The worker is `benchmarks.instant_rows` in the same process, outside the measured span. `wire` is what
-  encoding the command and the batch and decoding the result come to, which gRPC does on the same thread.
+  encoding the command and the batch and decoding the result come to, which gRPC does on the same thread. The same
+  again with a million blocks of other requests in the prefix cache, out of which the running ones are evicting.
 * stream: the service's own step loop against `benchmarks.instant_worker` in a process of its own, over a real
   gRPC stream on a Unix socket, two commands in flight: steps per second, and this process's CPU seconds per step,
   all threads and gRPC included.
@@ -34,13 +35,17 @@ from benchmarks.instant_rows import InstantRows
 from benchmarks.instant_worker import InstantWorkerSettings
 from quire.logging import configure_logging
 from quire.packing import pack_int32
+from quire.redis_client import open_redis
 from quire.v1 import scheduler_pb2, types_pb2, worker_pb2
 from scheduler_svc.core.limits import Limits
 from scheduler_svc.core.scheduler import Scheduler
+from scheduler_svc.prefix_index import PrefixIndex
+from scheduler_svc.settlement import Settlement
 from scheduler_svc.step_loop import StepLoop
 
 _VOCAB_SIZE = 32000
 _WARM_UP_STEPS = 50
+_CACHED_BLOCKS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,8 @@ class CoreCost:
     """CPU of the pure core per decode step, in microseconds."""
 
     rows: int
+    cached_blocks: int
+    """Blocks in the prefix cache beside those in use."""
     steps: int
     step_us_mean: float
     step_us_p50: float
@@ -84,12 +91,15 @@ def request(number: int, max_tokens: int) -> scheduler_pb2.TokenRequest:
     )
 
 
-def measure_core(rows: int, steps: int) -> CoreCost:
+def measure_core(rows: int, steps: int, cached_blocks: int) -> CoreCost:
     """Run `rows` sequences in one process, two commands in flight; count the core's CPU alone."""
     description = worker_settings(rows).description()
+    # Nothing else is free, so that every new block costs a cached one.
+    description.num_blocks = max(description.num_blocks, cached_blocks)
     worker = InstantRows(description)
     scheduler = Scheduler(Limits(max_queue_sequences=rows, max_decode_steps=1, max_step_tokens=8192))
-    scheduler.attach("worker", description, 1, 0.0)
+    cached = [(block.to_bytes(16, "little"), block, (0, 0)) for block in range(cached_blocks)]
+    scheduler.attach("worker", description, 1, 0.0, cached)
     for number in range(rows):
         scheduler.add(1, number, request(number, 4000), 0, 0.0)
     in_flight: deque[worker_pb2.StepResult] = deque()
@@ -128,6 +138,7 @@ def measure_core(rows: int, steps: int) -> CoreCost:
                 command_bytes += [len(data) for data in encoded]
     return CoreCost(
         rows=rows,
+        cached_blocks=cached_blocks,
         steps=steps,
         step_us_mean=round(float(np.mean(core_s)) * 1e6, 1),
         step_us_p50=round(float(np.percentile(core_s, 50)) * 1e6, 1),
@@ -158,8 +169,16 @@ async def measure_stream(address: str, rows: int, steps: int) -> StreamCost:
     def on_fault(error: BaseException) -> None:
         raise error
 
-    loop = StepLoop((address,), limits, worker_hang_s=60.0, on_change=ready.set, on_fault=on_fault)
-    running = asyncio.create_task(loop.run())
+    redis = open_redis("")
+    settlement = Settlement(redis, "benchmark")
+    index = PrefixIndex(redis, lambda worker, blocks: loop.checksums(worker, blocks))
+    loop = StepLoop(limits, index, settlement, worker_hang_s=60.0, on_change=ready.set, on_fault=on_fault)
+    parts = [asyncio.create_task(part.run()) for part in (settlement, index)]
+
+    async def take_epoch() -> int:
+        return 1
+
+    loop.lease("worker", address, take_epoch)
     while not loop.ready:
         ready.clear()
         await ready.wait()
@@ -167,8 +186,11 @@ async def measure_stream(address: str, rows: int, steps: int) -> StreamCost:
     for number in range(rows):
         loop.submit(client, number, request(number, steps))
     await done.wait()
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    await loop.close()
+    for part in parts:
+        part.cancel()
+    await asyncio.gather(*parts, return_exceptions=True)
+    await redis.aclose()
     (begin, begin_cpu, first), (end, end_cpu, last) = marks["begin"], marks["end"]
     return StreamCost(
         rows=rows,
@@ -225,18 +247,26 @@ def main() -> None:
     measured_on = machine()
     print(", ".join(f"{key} {value}" for key, value in measured_on.items()))
     gc.freeze()  # as the service does after its start
-    print("| rows | core µs/step mean | p50 | p99 | wire µs/step | command bytes "
-          "| stream steps/s | tokens/s | stream CPU µs/step |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|---|")
-    cores, streams = [], []
+    print("| rows | cached blocks | core µs/step mean | p50 | p99 | wire µs/step | command bytes |")
+    print("|---|---|---|---|---|---|---|")
+    cores = []
     for rows in arguments.rows:
-        core, stream = measure_core(rows, arguments.steps), run_stream(rows, arguments.steps)
-        cores.append(core)
+        for cached_blocks in (0, _CACHED_BLOCKS):
+            core = measure_core(rows, arguments.steps, cached_blocks)
+            cores.append(core)
+            print(
+                f"| {rows} | {cached_blocks} | {core.step_us_mean} | {core.step_us_p50} | {core.step_us_p99} "
+                f"| {core.wire_us_mean} | {core.command_bytes_mean} |",
+                flush=True,
+            )
+    print("\n| rows | stream steps/s | tokens/s | stream CPU µs/step |")
+    print("|---|---|---|---|")
+    streams = []
+    for rows in arguments.rows:
+        stream = run_stream(rows, arguments.steps)
         streams.append(stream)
         print(
-            f"| {rows} | {core.step_us_mean} | {core.step_us_p50} | {core.step_us_p99} | {core.wire_us_mean} "
-            f"| {core.command_bytes_mean} | {stream.steps_per_s} | {stream.tokens_per_s} "
-            f"| {stream.scheduler_cpu_us_per_step} |",
+            f"| {rows} | {stream.steps_per_s} | {stream.tokens_per_s} | {stream.scheduler_cpu_us_per_step} |",
             flush=True,
         )
     if arguments.json is not None:
