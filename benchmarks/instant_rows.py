@@ -98,6 +98,12 @@ class InstantRows:
         ]
         return self._result(command.step_id, sampled, self.tokens_computed - before)
 
+    def checksums(self, blocks: NDArray[np.int32]) -> NDArray[np.uint64]:
+        """A sum over what each of these blocks holds, weighted by place."""
+        places = np.arange(self._block_size, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+        held: NDArray[np.uint64] = self._hashes.reshape(-1, self._block_size)[blocks]
+        return (held * places).sum(axis=1, dtype=np.uint64)
+
     # -- the delta
 
     def _remove(self, row: int) -> None:

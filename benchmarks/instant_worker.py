@@ -14,11 +14,15 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+import numpy as np
 import structlog
 from pydantic import Field
 
 from benchmarks.instant_rows import InstantRows, ProtocolViolation
-from quire.packing import pack_int32
+from gpu_worker.block_tags import BlockTags
+from quire.packing import pack_int32, pack_uint64, unpack_int32
+from quire.redis_client import open_redis
+from quire.registry import Registration
 from quire.rpc.server import RpcServer
 from quire.service import Shutdown, run
 from quire.settings import ServiceSettings
@@ -46,6 +50,7 @@ class InstantWorkerSettings(ServiceSettings):
     max_step_tokens: int = Field(8192, ge=1, description="token positions per step")
     max_decode_steps: int = Field(8, ge=1, description="decode steps per command")
     max_logprobs: int = Field(20, ge=0, description="likeliest tokens per token")
+    redis_url: str = Field("", description="redis://host:port/db where workers register; empty: nowhere")
     step_us: float = Field(0.0, ge=0, description="microseconds that each step takes")
 
     def description(self) -> worker_pb2.WorkerDescription:
@@ -84,6 +89,11 @@ class InstantWorker(worker_pb2_grpc.WorkerServicer):
         self.rows = InstantRows(settings.description())
         self.violations: list[str] = []
         self._step_s = settings.step_us * 1e-6
+        self._tags = BlockTags(settings.num_blocks, settings.block_size)
+        self._redis = open_redis(settings.redis_url) if settings.redis_url else None
+        self._registration: asyncio.Task[None] | None = None
+        self._draining = False
+        self._is_empty = asyncio.Event()
         self._shutdown = shutdown
         self._lease_epoch = 0
         self._stream: asyncio.Task[Any] | None = None
@@ -92,18 +102,56 @@ class InstantWorker(worker_pb2_grpc.WorkerServicer):
         """Listen; there is nothing to load."""
         await self.rpc.start([worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name])
         await self.rpc.set_serving(True)
+        if self._redis is not None:
+            self._registration = asyncio.create_task(self._register().run(), name="registration")
+
+    def _register(self) -> Registration:
+        assert self._redis is not None
+        description = self.rows.description
+
+        def describe() -> dict[str, str | int]:
+            return {
+                "address": self.rpc.address,
+                "epoch": description.worker_epoch,
+                "state": "draining" if self._draining else "ready",
+                "driven": self._stream is not None,
+                "lease_epoch": self._lease_epoch,
+            }
+
+        return Registration(self._redis, "worker", description.worker_id, describe)
 
     async def drain(self) -> None:
-        """There is nothing that could not be cut short."""
+        """Say so, and wait until the scheduler has moved the sequences that run here."""
+        self._draining = True
+        self._note_rows()
+        await self._is_empty.wait()
 
     async def stop(self) -> None:
         """Close the server and its stream."""
+        if self._registration is not None:
+            self._registration.cancel()
+        if self._redis is not None:
+            await self._register().withdraw()
+            await self._redis.aclose()
         await self.rpc.stop(0)
 
     async def Describe(  # noqa: N802
         self, request: worker_pb2.DescribeRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> worker_pb2.WorkerDescription:
         return self.rows.description
+
+    async def DescribeBlocks(  # noqa: N802
+        self, request: worker_pb2.DescribeBlocksRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> worker_pb2.DescribeBlocksResponse:
+        blocks = unpack_int32(request.block_ids)
+        if len(blocks) == 0:
+            blocks = np.arange(self.rows.description.num_blocks, dtype=np.int32)
+        return worker_pb2.DescribeBlocksResponse(
+            worker_epoch=self.rows.description.worker_epoch,
+            lease_epochs=pack_uint64(self._tags.lease_epochs[blocks]),
+            step_ids=pack_uint64(self._tags.step_ids[blocks]),
+            checksums=pack_uint64(self.rows.checksums(blocks)) if request.with_checksums else b"",
+        )
 
     async def GetStatus(  # noqa: N802
         self, request: types_pb2.GetStatusRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -164,10 +212,20 @@ class InstantWorker(worker_pb2_grpc.WorkerServicer):
             if self._stream is asyncio.current_task():
                 self._stream = None
                 self.rows.clear()
+                self._note_rows()
+
+    def _note_rows(self) -> None:
+        if self.rows.used.any():
+            self._is_empty.clear()
+        else:
+            self._is_empty.set()
 
     async def _execute(self, command: worker_pb2.StepCommand) -> worker_pb2.StepResult:
         started = time.perf_counter()
+        self._tags.note(command)
         result = self.rows.execute(command)
+        result.draining = self._draining
+        self._note_rows()
         if self._step_s:
             await asyncio.sleep(self._step_s * max(1, command.decode_steps))
         result.step_s = time.perf_counter() - started

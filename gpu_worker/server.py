@@ -112,8 +112,14 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         address = self._settings.advertise or reachable_address(self.rpc.address)
 
         def describe() -> dict[str, str | int]:
-            state = "draining" if self._draining else "ready"
-            return {"address": address, "epoch": self._epoch, "state": state}
+            return {
+                "address": address,
+                "epoch": self._epoch,
+                "state": "draining" if self._draining else "ready",
+                # A Redis that came back empty has lost the lease; this says that there is one all the same.
+                "driven": self._step_loop is not None and self._step_loop.stream is not None,
+                "lease_epoch": self._lease_epoch,
+            }
 
         return Registration(self._redis, "worker", self._settings.worker_id, describe)
 

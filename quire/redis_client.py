@@ -1,6 +1,8 @@
 """Redis: a real one by URL, or one inside this process behind the same client."""
 
 import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 # Every use is off the step path, and survives a failure: better a short wait than a long one.
 TIMEOUT_S = 1.0
@@ -24,6 +26,8 @@ def open_redis(url: str) -> redis.Redis:
         url,
         socket_timeout=TIMEOUT_S,
         socket_connect_timeout=TIMEOUT_S,
+        # Whoever uses it tries again at its own pace; a retry in here would make a wait many times as long.
+        retry=Retry(NoBackoff(), 0),
         health_check_interval=10,
         protocol=2,
     )

@@ -82,7 +82,10 @@ class Registration:
 
 
 async def members(client: redis.Redis, kind: str) -> dict[str, Record]:
-    """The living processes of a kind, by id. Raises one of `RedisFailure`."""
+    """The living processes of a kind, by id; a record that is no JSON object is left out.
+
+    Raises one of `RedisFailure`.
+    """
     name = _keys(kind, "")[0]
     ids = sorted(_text(item) for item in await client.smembers(name))
     if not ids:
@@ -91,7 +94,16 @@ async def members(client: redis.Redis, kind: str) -> dict[str, Record]:
     dead = [member for member, value in zip(ids, values, strict=True) if value is None]
     if dead:
         await client.srem(name, *dead)
-    return {member: json.loads(value) for member, value in zip(ids, values, strict=True) if value is not None}
+    records = {member: _parse(value) for member, value in zip(ids, values, strict=True) if value is not None}
+    return {member: record for member, record in records.items() if record is not None}
+
+
+def _parse(value: bytes | str) -> Record | None:
+    try:
+        record = json.loads(value)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def _text(value: bytes | str) -> str:

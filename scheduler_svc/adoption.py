@@ -1,4 +1,9 @@
-"""What a worker's blocks still hold when a scheduler takes it over: index entries that the worker confirms."""
+"""What a worker's blocks still hold when a scheduler's stream to it opens: what the worker itself confirms.
+
+A scheduler that takes a worker over learns of its blocks from the prefix index; one that had it before, from its own
+pool. Either may be out of date: another scheduler may have driven the worker since. The worker tells which command
+assigned each block last, and only entries that name the same command stand.
+"""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -10,6 +15,7 @@ from quire.packing import pack_int32, unpack_uint64
 from quire.redis_client import RedisFailure
 from quire.v1 import worker_pb2, worker_pb2_grpc
 from scheduler_svc import metrics
+from scheduler_svc.core.replica import Replica
 from scheduler_svc.prefix_index import Entry, PrefixIndex
 
 log = structlog.get_logger()
@@ -38,10 +44,7 @@ async def confirmed_blocks(
         entries = await index.load(description.worker_id, description.worker_epoch)
         if not entries:
             return []
-        state = await stub.DescribeBlocks(worker_pb2.DescribeBlocksRequest(), timeout=_TIMEOUT_S)
-        if state.worker_epoch != description.worker_epoch:
-            return []
-        standing = _standing(entries, state)
+        standing = await _standing(entries, stub, description)
         is_sound = await _is_sound(standing, stub)
     except (*RedisFailure, grpc.aio.AioRpcError, ValueError) as error:
         log.warning("a worker's cache is not adopted", worker=description.worker_id, error=str(error))
@@ -60,8 +63,37 @@ async def confirmed_blocks(
     return [AdoptedBlock(block_hash, entry.block, entry.assigned) for block_hash, entry in standing.items()]
 
 
-def _standing(entries: Mapping[bytes, Entry], state: worker_pb2.DescribeBlocksResponse) -> dict[bytes, Entry]:
-    """Entries whose block was last assigned by the command that they name. Raises ValueError."""
+async def blocks_since(
+    replica: Replica, stub: "worker_pb2_grpc.WorkerAsyncStub", description: worker_pb2.WorkerDescription
+) -> list[AdoptedBlock] | None:
+    """What is left of a replica's pool, whose worker process may have served another scheduler since.
+
+    None: all of it, as far as is known.
+    """
+    entries = {h: Entry(block, replica.assigned[block]) for h, block in replica.pool.contents().items()}
+    if not entries:
+        return None
+    try:
+        standing = await _standing(entries, stub, description)
+    except (grpc.aio.AioRpcError, ValueError) as error:
+        log.warning("a worker does not say what its blocks hold", worker=replica.name, error=str(error))
+        standing = {}
+    if len(standing) == len(entries):
+        return None
+    metrics.index_refused.inc(len(entries) - len(standing))
+    log.info("another scheduler has used a worker's blocks", worker=replica.name, left=len(standing))
+    return [AdoptedBlock(block_hash, entry.block, entry.assigned) for block_hash, entry in standing.items()]
+
+
+async def _standing(
+    entries: Mapping[bytes, Entry],
+    stub: "worker_pb2_grpc.WorkerAsyncStub",
+    description: worker_pb2.WorkerDescription,
+) -> dict[bytes, Entry]:
+    """Entries whose block was last assigned by the command that they name. Raises AioRpcError or ValueError."""
+    state = await stub.DescribeBlocks(worker_pb2.DescribeBlocksRequest(), timeout=_TIMEOUT_S)
+    if state.worker_epoch != description.worker_epoch:
+        raise ValueError("the worker has been started again")
     lease_epochs, step_ids = unpack_uint64(state.lease_epochs), unpack_uint64(state.step_ids)
     if len(lease_epochs) != len(step_ids):
         raise ValueError("the worker's columns disagree")

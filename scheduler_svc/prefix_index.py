@@ -1,19 +1,21 @@
 """The prefix index in Redis: which worker holds which blocks, written behind the steps.
 
-Key `quire:blocks:{worker}:{epoch}`, one hash per worker process: 16-byte block hash -> block id, lease epoch and
+Keys: `quire:blocks:{worker}:{epoch}`, one hash per worker process: 16-byte block hash -> block id, lease epoch and
 step id of the command that assigned the block last (little-endian int32, uint64, uint64), and for one block in
 256 a checksum of its content (uint64) besides. The epoch in the key voids the entries of a worker that restarted;
-the assigning command voids those of a block that was given to another sequence since. A key holds at most as many
-entries as the worker has blocks, about 100 bytes each, and expires LIFETIME_S after it was last written or
-refreshed.
+the assigning command voids those of a block that was given to another sequence since. `quire:blocks-epoch:{worker}`
+names the epoch written last, so that the key of the process before is deleted by whoever writes the next: a worker
+has one key, with at most as many entries as it has blocks. Both expire LIFETIME_S after they were last refreshed.
 
 The pool in the scheduler's memory is the truth; this is a copy. A failed write is not repeated but made good:
-the worker's key is written anew from the pool as soon as Redis answers again.
+the worker's key is brought in line with the pool as soon as Redis answers again. So is one that turns out, every
+REFRESH_S, to hold another number of entries than the pool: a Redis that came back empty, or with what was saved.
 """
 
 import asyncio
 import struct
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import redis.asyncio as redis
@@ -21,13 +23,14 @@ import structlog
 
 from quire.redis_client import RedisFailure
 from scheduler_svc import metrics
+from scheduler_svc.core.block_pool import NOBODY
 from scheduler_svc.core.replica import Replica
 
 log = structlog.get_logger()
 
 LIFETIME_S = 3600
 _INTERVAL_S = 0.05
-_REFRESH_S = 600.0
+REFRESH_S = 2.0
 _CHUNK = 512
 _ENTRY = struct.Struct("<iQQ")
 _CHECKSUM = struct.Struct("<Q")
@@ -67,76 +70,99 @@ def key_of(worker_id: str, worker_epoch: int) -> str:
     return f"quire:blocks:{worker_id}:{worker_epoch}"
 
 
+@dataclass(slots=True)
+class _Followed:
+    """A worker's key, from one opening of its stream to the next."""
+
+    replica: Replica
+    is_stale: bool = True
+    """Whether the key may differ from the pool by more than the journal."""
+    checked_at: float = 0.0
+
+
 class PrefixIndex:
     """Writes what the pools' journals say; reads for adoption and for routing. Belongs to the event loop."""
 
     def __init__(self, client: redis.Redis, checksums: Checksums) -> None:
         self._client = client
         self._checksums = checksums
-        self._replicas: dict[str, Replica] = {}
-        self._stale: set[str] = set()
-        """Keys to be written anew as a whole."""
-        self._refreshed_at: dict[str, float] = {}
+        self._followed: dict[str, _Followed] = {}
 
     # -- writing
 
     def follow(self, replica: Replica) -> None:
-        """Keep a connected replica's entries; the key is written as a whole first."""
+        """Keep a connected replica's entries; the whole key is brought in line with its pool first."""
         replica.pool.journal = []
-        self._replicas[replica.name] = replica
-        self._stale.add(replica.name)
+        self._followed[replica.name] = _Followed(replica)
 
     def unfollow(self, name: str) -> None:
         """Another scheduler writes this worker's entries from now on, or nobody."""
-        replica = self._replicas.pop(name, None)
-        if replica is not None:
-            replica.pool.journal = None
-        self._stale.discard(name)
+        followed = self._followed.pop(name, None)
+        if followed is not None:
+            followed.replica.pool.journal = None
 
     async def run(self) -> None:
         """Write until cancelled."""
         while True:
             await asyncio.sleep(_INTERVAL_S)
-            for name in list(self._replicas):
-                await self._write(name)
+            await self.flush()
 
     async def flush(self) -> None:
-        """Write what there is now, once."""
-        for name in list(self._replicas):
-            await self._write(name)
+        """Write what there is now, once. A worker that is slow with its checksums holds up no other's entries."""
+        await asyncio.gather(*map(self._write, self._followed.values()))
 
-    async def _write(self, name: str) -> None:
-        replica = self._replicas.get(name)
-        if replica is None or replica.pool.journal is None:
+    async def _write(self, followed: _Followed) -> None:
+        pool = followed.replica.pool
+        if pool.journal is None:
             return
         now = asyncio.get_running_loop().time()
-        journal, replica.pool.journal = replica.pool.journal, []
-        key = key_of(replica.description.worker_id, replica.description.worker_epoch)
+        journal, pool.journal = pool.journal, []
+        num_entries = len(pool.contents())
+        was_stale = followed.is_stale
+        # Until it is written; also if this task is cancelled.
+        followed.is_stale = True
         try:
-            if name in self._stale:
-                await self._rewrite(replica, key)
-                self._stale.discard(name)
-                self._refreshed_at[name] = now
+            if was_stale:
+                await self._rewrite(followed.replica)
+                found = num_entries
             elif journal:
-                await self._put(replica, key, dict(journal))
-            elif now - self._refreshed_at.get(name, 0.0) > _REFRESH_S:
-                await self._client.expire(key, LIFETIME_S)
-                self._refreshed_at[name] = now
+                found = await self._put(followed.replica, dict(journal))
+            elif now - followed.checked_at > REFRESH_S:
+                followed.checked_at = now
+                found = await self._put(followed.replica, {})
+            else:
+                found = num_entries
         except RedisFailure as error:
-            if name not in self._stale:
-                log.warning("the prefix index cannot be written", worker=name, error=str(error))
-            self._stale.add(name)
+            if not was_stale:
+                log.warning(
+                    "the prefix index cannot be written", worker=followed.replica.name, error=str(error)
+                )
             metrics.index_failures.inc()
+        else:
+            followed.is_stale = found != num_entries
 
-    async def _rewrite(self, replica: Replica, key: str) -> None:
-        await self._client.delete(key)
-        contents = list(replica.pool.contents().items())
-        for start in range(0, len(contents), _CHUNK):
+    async def _rewrite(self, replica: Replica) -> None:
+        """Bring the whole key in line with the pool. What is true in it stays, whenever this is interrupted."""
+        worker_id, epoch = replica.description.worker_id, str(replica.description.worker_epoch)
+        epoch_key = f"quire:blocks-epoch:{worker_id}"
+        earlier = await self._client.set(epoch_key, epoch, ex=LIFETIME_S, get=True)
+        if isinstance(earlier, bytes) and earlier != epoch.encode():
+            await self._client.unlink(b"quire:blocks:%b:%b" % (worker_id.encode(), earlier))
+        key = key_of(worker_id, replica.description.worker_epoch)
+        changes: dict[bytes, int] = dict.fromkeys(await self._client.hkeys(key), NOBODY)  # type: ignore[arg-type]
+        changes |= replica.pool.contents()
+        hashes = list(changes)
+        for start in range(0, len(hashes), _CHUNK):
             # What changes meanwhile is in the journal.
-            await self._put(replica, key, dict(contents[start : start + _CHUNK]))
+            await self._put(replica, {h: changes[h] for h in hashes[start : start + _CHUNK]})
 
-    async def _put(self, replica: Replica, key: str, changes: Mapping[bytes, int]) -> None:
-        """Write the newest state of some hashes: their block, or that of none any more."""
+    async def _put(self, replica: Replica, changes: Mapping[bytes, int]) -> int:
+        """Write the newest state of some hashes: their block, or that of none any more.
+
+        Returns how many entries the key has then.
+        """
+        worker_id = replica.description.worker_id
+        key = key_of(worker_id, replica.description.worker_epoch)
         # What has been evicted since is in the journal again, and its assigning command is another's.
         lookup = replica.pool.lookup
         held = {block_hash: block for block_hash, block in changes.items() if lookup(block_hash) == block}
@@ -144,6 +170,7 @@ class PrefixIndex:
         checksums = await self._sample(replica, held)
         async with self._client.pipeline(transaction=False) as pipeline:
             gone = [block_hash for block_hash in changes if block_hash not in held]
+            # First, lest the key have more entries than the worker blocks.
             for start in range(0, len(gone), _CHUNK):
                 pipeline.hdel(key, *gone[start : start + _CHUNK])
             entries = [
@@ -153,8 +180,11 @@ class PrefixIndex:
             for start in range(0, len(entries), _CHUNK):
                 pipeline.hset(key, mapping=dict(entries[start : start + _CHUNK]))
             pipeline.expire(key, LIFETIME_S)
-            await pipeline.execute()
+            pipeline.expire(f"quire:blocks-epoch:{worker_id}", LIFETIME_S)
+            pipeline.hlen(key)
+            *_, found = await pipeline.execute()
         metrics.index_entries.inc(len(entries))
+        return int(found)
 
     async def _sample(self, replica: Replica, held: Mapping[bytes, int]) -> Mapping[int, int]:
         """Checksums of the sampled blocks that were not given to another sequence while they were read."""

@@ -6,8 +6,8 @@ on once at most, and only if that saves more than the way there costs. Redis awa
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import redis.asyncio as redis
 import structlog
@@ -25,7 +25,7 @@ log = structlog.get_logger()
 _SOON_POSITIONS = 128
 # What another hop costs, with room for loads that are a heartbeat old, in prompt positions.
 _HOP_POSITIONS = 256
-_LOOKUP_S = 0.05
+LOOKUP_S = 0.05
 # As many blocks of a prompt are looked up elsewhere; longer prefixes count as this long.
 _MAX_BLOCKS = 512
 
@@ -51,6 +51,30 @@ def _describe(replica: Replica, waiting: int) -> dict[str, Any]:
     }
 
 
+class Elsewhere(NamedTuple):
+    """A replica of another scheduler, as of its last heartbeat."""
+
+    scheduler: str
+    """Address."""
+    process: tuple[str, int]
+    """The worker's id and epoch."""
+    load: Load
+
+    @classmethod
+    def of_record(cls, record: Record) -> "list[Elsewhere]":
+        """What `describe` wrote. Raises KeyError, TypeError or ValueError for a record that is no scheduler's."""
+        if record["state"] != "ready":
+            return []
+        return [
+            cls(
+                str(record["address"]),
+                (str(replica["worker"]), int(replica["epoch"])),
+                Load(int(replica["backlog"]), int(replica["rows"])),
+            )
+            for replica in record["replicas"]
+        ]
+
+
 class Redirection:
     """Knows the other schedulers. Belongs to the event loop."""
 
@@ -58,32 +82,32 @@ class Redirection:
         self._client = client
         self._index = index
         self._id = scheduler_id
-        self._others: dict[str, Record] = {}
+        self._others: list[Elsewhere] = []
 
     async def run(self) -> None:
         """Keep the other schedulers' records fresh until cancelled."""
         while True:
-            try:
-                known = await members(self._client, "scheduler")
-                self._others = {
-                    member: record
-                    for member, record in known.items()
-                    if member != self._id and record.get("state") == "ready" and record.get("replicas")
-                }
-            except RedisFailure:
-                self._others = {}
+            await self.look_around()
             await asyncio.sleep(HEARTBEAT_S)
+
+    async def look_around(self) -> None:
+        """Read the records once; without Redis there is nobody to send a request to."""
+        try:
+            known = await members(self._client, "scheduler")
+        except RedisFailure:
+            known = {}
+        others: list[Elsewhere] = []
+        for member, record in known.items():
+            try:
+                others += Elsewhere.of_record(record) if member != self._id else []
+            except (KeyError, TypeError, ValueError):
+                log.error("a scheduler's record cannot be read", scheduler=member)
+        self._others = others
 
     @property
     def is_alone(self) -> bool:
         """Whether there is nobody to send a request to."""
         return not self._others
-
-    def anybody(self) -> str | None:
-        """Address of the least loaded other scheduler."""
-        if not self._others:
-            return None
-        return str(min(self._others.values(), key=_rows_per_replica)["address"])
 
     async def better_address(
         self, hashes: Sequence[bytes], num_tokens: int, block_size: int, own: Sequence[Offer]
@@ -96,24 +120,19 @@ class Redirection:
         others = self._others
         if not others or (own_cost is not None and own_cost <= _SOON_POSITIONS):
             return None
-        workers = [(r["worker"], int(r["epoch"])) for record in others.values() for r in record["replicas"]]
-        try:
-            async with asyncio.timeout(_LOOKUP_S):
-                known = await self._index.count_known(workers, hashes[:_MAX_BLOCKS]) if hashes else {}
-        except RedisFailure:
-            known = {}
+        known: dict[tuple[str, int], int] = {}
+        if hashes:
+            try:
+                async with asyncio.timeout(LOOKUP_S):
+                    processes = [other.process for other in others]
+                    known = await self._index.count_known(processes, hashes[:_MAX_BLOCKS])
+            except RedisFailure:
+                # Until the next heartbeat gets an answer no other request waits for one.
+                self._others = []
+                return None if own else others[0].scheduler
         offers = [
-            Offer(
-                str(record["address"]),
-                Load(int(r["backlog"]), int(r["rows"])),
-                num_tokens - known.get((r["worker"], int(r["epoch"])), 0) * block_size,
-            )
-            for record in others.values()
-            for r in record["replicas"]
+            Offer(other.scheduler, other.load, num_tokens - known.get(other.process, 0) * block_size)
+            for other in others
         ]
         best = min(offers, key=cost)
         return best.name if own_cost is None or cost(best) + _HOP_POSITIONS < own_cost else None
-
-
-def _rows_per_replica(record: Mapping[str, Any]) -> float:
-    return float(sum(int(r["rows"]) for r in record["replicas"]) / len(record["replicas"]))

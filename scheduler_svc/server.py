@@ -30,6 +30,8 @@ log = structlog.get_logger()
 
 SERVICE_NAME = scheduler_pb2.DESCRIPTOR.services_by_name["Scheduler"].full_name
 Context = grpc.aio.ServicerContext[Any, Any]
+# Commands take milliseconds; a worker that takes longer loses what it was computing.
+_REST_S = 1.0
 # Messages, one per step: a peer that is this far behind is not coming back.
 _MAX_PENDING = 4096
 
@@ -57,7 +59,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         scheduler_pb2_grpc.add_SchedulerServicer_to_server(self, self.rpc.server)
         self._epoch = time.time_ns()
         self._redis = open_redis(settings.redis_url)
-        self._settlement = Settlement(self._redis)
+        self._settlement = Settlement(self._redis, str(self._epoch))
         self._index = PrefixIndex(
             self._redis, lambda worker, blocks: self._step_loop.checksums(worker, blocks)
         )
@@ -114,18 +116,26 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
     async def stop(self) -> None:
         """Close everything; what others need is in Redis then, and the workers are theirs."""
         await self.rpc.stop(0)
-        for task in [*self._tasks, *self._asking.values()]:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await _cancel([*self._tasks, *self._asking.values()])
+        try:
+            # What the workers have computed by now comes into the ledger.
+            async with asyncio.timeout(_REST_S):
+                await self._step_loop.at_rest()
+        except TimeoutError:
+            log.warning("commands in flight are given up")
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                await self._settlement.flush()
                 await self._index.flush()
                 await self._step_loop.close()
+                await self._settlement.flush()
                 await self._leases.close()
                 await self._registration.withdraw()
         except RedisFailure as error:
-            log.warning("redis is away: others learn of our end by expiry", error=str(error))
+            log.warning(
+                "redis is away: others learn of our end by expiry",
+                lost_ledger_records=self._settlement.num_unsettled,
+                error=str(error),
+            )
         await self._step_loop.close()
         await self._redis.aclose()
 
@@ -193,7 +203,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
                 elif kind == "cancel":
                     self._cancel(client, request.cancel.handle)
                 elif kind == "finish":
-                    self._step_loop.finish(client, request.finish.handle, request.finish.sequence)
+                    self._finish(client, request.finish.handle, request.finish.sequence)
         finally:
             outbox.close()
 
@@ -202,6 +212,14 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         if asking is not None:
             asking.cancel()
         self._step_loop.cancel(client, handle)
+
+    def _finish(self, client: int, handle: int, sequence: int) -> None:
+        asking = self._asking.get((client, handle))
+        if asking is None:
+            self._step_loop.finish(client, handle, sequence)
+        else:
+            # A request that is resumed, and this sequence of it has ended already.
+            asking.add_done_callback(lambda _: self._step_loop.finish(client, handle, sequence))
 
     def _take(self, client: int, submit: Submit, outbox: Outbox[_Response]) -> None:
         """Queue a request here, or find out first whether another scheduler serves it better."""
@@ -300,6 +318,14 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
             raise InvalidRequest("timeout_s must be 0 or more", param="timeout_s")
         self._shutdown.request("Drain was called")
         return types_pb2.DrainResponse(num_requests=self._step_loop.scheduler.num_requests)
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    """End tasks for certain: on Python 3.11 `asyncio.wait_for`, in Redis clients, can lose a cancellation."""
+    while pending := [task for task in tasks if not task.done()]:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=0.05)
 
 
 def _updates(batch: scheduler_pb2.TokenBatch) -> list[scheduler_pb2.TokenUpdate]:

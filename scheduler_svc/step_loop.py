@@ -13,7 +13,7 @@ import grpc
 from quire.errors import NotReady
 from quire.v1 import scheduler_pb2, types_pb2, worker_pb2, worker_pb2_grpc
 from scheduler_svc import metrics
-from scheduler_svc.adoption import AdoptedBlock, checksums, confirmed_blocks
+from scheduler_svc.adoption import AdoptedBlock, blocks_since, checksums, confirmed_blocks
 from scheduler_svc.core.limits import Limits
 from scheduler_svc.core.replica import Replica
 from scheduler_svc.core.scheduler import Scheduler
@@ -57,8 +57,10 @@ class StepLoop:
         self._pump_scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
+        self._settlement = settlement
         self._endings = EndingReporter(settlement)
         self._idle = asyncio.Event()
+        self._resting: asyncio.Event | None = None
 
     # -- what the service asks
 
@@ -94,12 +96,19 @@ class StepLoop:
         """Share of the weights loaded, of the worker that is furthest."""
         return max((link.load_progress for link in self._links.values()), default=0.0)
 
+    async def at_rest(self) -> None:
+        """Return when no row is taken and every command has been answered."""
+        self._resting = asyncio.Event()
+        self._note_rest()
+        await self._resting.wait()
+
     async def close(self) -> None:
-        """Give every stream up."""
+        """Give every stream up; what still ran ends, and is settled so."""
         tasks = list(self._tasks.values())
         for worker in list(self._tasks):
             self.unlease(worker)
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._pump()
 
     async def drained(self) -> None:
         """Return when no request is left; new ones are refused from now on."""
@@ -168,6 +177,11 @@ class StepLoop:
             self.scheduler.drain(worker, time.monotonic())
             self._pump_soon()
 
+    def is_connected(self, worker: str) -> bool:
+        """Whether a worker's stream is open."""
+        replica = self.scheduler.replicas.get(worker)
+        return replica is not None and replica.connected
+
     def load_of(self, worker: str) -> int:
         """Rows in use on a worker."""
         replica = self.scheduler.replicas.get(worker)
@@ -187,9 +201,13 @@ class StepLoop:
         self, worker: str, stub: "worker_pb2_grpc.WorkerAsyncStub", description: worker_pb2.WorkerDescription
     ) -> list[AdoptedBlock]:
         replica = self.scheduler.replicas.get(worker)
-        if replica is not None and replica.description.worker_epoch == description.worker_epoch:
-            return []  # its pool is known better than any index does
-        return await confirmed_blocks(self._index, stub, description)
+        if replica is None or replica.description.worker_epoch != description.worker_epoch:
+            return await confirmed_blocks(self._index, stub, description)
+        left = await blocks_since(replica, stub, description)
+        if left is None:
+            return []  # the pool stays as it is
+        self.scheduler.forget(worker)
+        return left
 
     def _link_ended(self, worker: str, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -216,6 +234,7 @@ class StepLoop:
         """The hot path: once per step and worker."""
         started = time.thread_time()
         stats = self.scheduler.apply(worker, result, time.monotonic())
+        self._settlement.note_computed(worker, result.tokens_computed)
         self._pump()
         metrics.observe_step(stats, time.thread_time() - started)
 
@@ -255,6 +274,7 @@ class StepLoop:
         metrics.observe_state(scheduler)
         self._set_timer()
         self._note_idle()
+        self._note_rest()
 
     def _feed(self, worker: str, replica: Replica, now: float) -> None:
         if not replica.connected or worker not in self._links:
@@ -282,3 +302,8 @@ class StepLoop:
     def _note_idle(self) -> None:
         if self.draining and self.scheduler.num_requests == 0:
             self._idle.set()
+
+    def _note_rest(self) -> None:
+        replicas = self.scheduler.replicas.values()
+        if self._resting is not None and not any(r.in_flight or r.num_rows_taken for r in replicas):
+            self._resting.set()
