@@ -33,6 +33,7 @@ def create_app(
     max_body_bytes: int,
     metrics_public: bool,
     metrics_upstreams: Sequence[str],
+    metrics_peers: Sequence[str],
 ) -> FastAPI:
     """The gateway's application.
 
@@ -46,7 +47,7 @@ def create_app(
         model_routes(serving.pool),
         token_routes(serving.pool),
         health_routes(serving.pool),
-        metrics_routes(metrics_upstreams),
+        metrics_routes(metrics_upstreams, metrics_peers),
     )
     app = FastAPI(
         title="Quire",

@@ -1,7 +1,7 @@
 """Metrics of other services, fetched and merged into one Prometheus exposition."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import urlsplit
 
 import structlog
@@ -14,12 +14,12 @@ _FETCH_LIMIT_S = 1.0
 _MAX_BYTES = 4 * 2**20
 
 
-async def fetch_all(urls: Sequence[str]) -> list[str]:
-    """The expositions at `urls`; one that is away is left out, and the gauge of its URL says so."""
+async def fetch_all(urls: Sequence[str]) -> dict[str, str]:
+    """The expositions at `urls`, by URL; one that is away is left out, and the gauge of its URL says so."""
     texts = await asyncio.gather(*(_fetch(url) for url in urls))
     for url, text in zip(urls, texts, strict=True):
         metrics.metrics_upstream_up.labels(url).set(text is not None)
-    return [text for text in texts if text is not None]
+    return {url: text for url, text in zip(urls, texts, strict=True) if text is not None}
 
 
 async def _fetch(url: str) -> str | None:
@@ -48,6 +48,30 @@ async def _get(url: str) -> str:
         return body.decode()
     finally:
         writer.close()
+
+
+def add_up(expositions: Sequence[str]) -> str:
+    """One exposition of several processes of the same service: equal series are added."""
+    if len(expositions) == 1:
+        return expositions[0]
+    totals: dict[str, float] = {}
+    for exposition in expositions:
+        for series, value in _samples(exposition):
+            totals[series] = totals.get(series, 0.0) + value
+    lines = merge(expositions).splitlines()
+    return "".join(f"{_added_up(line, totals)}\n" for line in lines)
+
+
+def _samples(exposition: str) -> Iterator[tuple[str, float]]:
+    for line in exposition.splitlines():
+        if line and not line.startswith("#"):
+            series, _, value = line.rpartition(" ")
+            yield series, float(value)
+
+
+def _added_up(line: str, totals: Mapping[str, float]) -> str:
+    series = line.rpartition(" ")[0]
+    return f"{series} {totals[series]!r}" if series in totals and not line.startswith("#") else line
 
 
 def merge(expositions: Sequence[str]) -> str:

@@ -47,7 +47,7 @@ class GatewayService:
         """Listen. Raises ListenError, KeysFileError."""
         settings = self._settings
         # Before anything else is done: a taken port is the likeliest mistake.
-        listener = _bind(settings.listen)
+        listener = _bind(settings.listen, shared=settings.shared_listen)
         if listener.family != socket.AF_UNIX:
             self.address = "{}:{}".format(*listener.getsockname()[:2])
         serving = Serving(
@@ -67,6 +67,7 @@ class GatewayService:
             max_body_bytes=settings.max_body_bytes,
             metrics_public=settings.metrics_public,
             metrics_upstreams=settings.metrics_upstreams,
+            metrics_peers=settings.metrics_peers,
         )
         self._server = _Server(
             uvicorn.Config(
@@ -152,8 +153,8 @@ class _Server(uvicorn.Server):
             await asyncio.wait(tasks)
 
 
-def _bind(listen: str) -> socket.socket:
-    """A listening socket on `host:port` or `unix:/path`. Raises ListenError."""
+def _bind(listen: str, *, shared: bool) -> socket.socket:
+    """A listening socket on `host:port` or `unix:/path`, maybe beside others there. Raises ListenError."""
     try:
         if listen.startswith("unix:"):
             return _bind_unix(listen.removeprefix("unix:"))
@@ -164,6 +165,8 @@ def _bind(listen: str) -> socket.socket:
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if hasattr(socket, "TCP_USER_TIMEOUT"):
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STUCK_CLIENT_MS)
             listener.bind((host, int(port)))

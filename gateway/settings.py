@@ -24,6 +24,14 @@ class GatewaySettings(ServiceSettings):
     metrics_upstreams: CommaSeparated = Field(
         (), description="http://host:port/metrics of other services to show in /metrics, comma-separated"
     )
+    shared_listen: bool = Field(
+        False, description="listen beside other gateways at the same address: the kernel spreads connections"
+    )
+    metrics_peers: CommaSeparated = Field(
+        (),
+        description="http://host:port/metrics of the other gateways at the same address, whose figures are added up "
+        "with this one's in /metrics, comma-separated",
+    )
     max_body_bytes: int = Field(8 * 2**20, ge=1024, description="longest request body, bytes")
     max_n: int = Field(128, ge=1, description="most choices per prompt (n)")
     max_prompts: int = Field(1024, ge=1, description="most prompts in one completions request")

@@ -24,7 +24,11 @@ def options() -> dict[str, bool]:
 
 @triton.jit
 def wait(PDL: tl.constexpr):
-    """Block until the kernels before this one have finished; then let the next one be started."""
+    """Let the next kernel be started, and block until the ones before this one have finished.
+
+    In this order the next kernel's weights are under way while this one still waits; it has its own wait before it
+    touches anything of ours.
+    """
     if PDL:
-        gdc_wait()
         gdc_launch_dependents()
+        gdc_wait()

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import IO
 
@@ -25,11 +26,18 @@ class LaunchError(Exception):
 
 @dataclass(frozen=True)
 class ServiceCommand:
-    """One service process: `python -m name *flags`, with `secrets` in its environment and nowhere else."""
+    """One service process: `python -m service *flags`, with `secrets` in its environment and nowhere else."""
 
-    name: str
+    service: str
     flags: Sequence[str]
     secrets: Mapping[str, str] = field(default_factory=dict)
+    number: int = 1
+    """Of several processes of one service."""
+
+    @property
+    def name(self) -> str:
+        """What the process is called."""
+        return self.service if self.number == 1 else f"{self.service} {self.number}"
 
 
 def services_directory() -> Path:
@@ -88,7 +96,7 @@ class Launcher:
             self._processes[command.name] = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                command.name,
+                command.service,
                 *command.flags,
                 env={**environment, **command.secrets, "PYTHONPATH": path, PARENT_ENV: str(os.getpid())},
                 stdin=asyncio.subprocess.DEVNULL,
@@ -99,7 +107,11 @@ class Launcher:
             )
 
     def _output(self, name: str) -> contextlib.AbstractContextManager[IO[bytes] | None]:
-        return contextlib.nullcontext() if self._logs is None else (self._logs / f"{name}.log").open("ab")
+        return (
+            contextlib.nullcontext()
+            if self._logs is None
+            else (self._logs / f"{name.replace(' ', '-')}.log").open("ab")
+        )
 
     async def _watch(self, command: ServiceCommand, ready: asyncio.Event) -> None:
         deaths: list[float] = []
@@ -124,14 +136,15 @@ class Launcher:
     async def _stop(self) -> None:
         self._stopping = True
         deadline = time.monotonic() + STOP_LIMIT_S
-        for command in self._commands:
-            process = self._processes.get(command.name)
-            if process is None or process.returncode is not None:
-                continue
-            process.terminate()
-            # The gateway's streams still need the services behind it: those leave after it.
+        # The gateway's streams still need the services behind it: those leave after it.
+        for _, commands in groupby(self._commands, key=lambda command: command.service):
+            running = [self._processes[c.name] for c in commands if c.name in self._processes]
+            waits = [process.wait() for process in running if process.returncode is None]
+            for process in running:
+                if process.returncode is None:
+                    process.terminate()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), max(0.0, deadline - time.monotonic()))
+                await asyncio.wait_for(asyncio.gather(*waits), max(0.0, deadline - time.monotonic()))
         for process in self._processes.values():
             if process.returncode is None:
                 process.kill()

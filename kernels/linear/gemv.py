@@ -24,16 +24,6 @@ def _weights(weight_ptr, rows, weight_stride, n, start, K: tl.constexpr, BLOCK_K
 
 
 @triton.jit
-def _norm_scale(x_ptr, eps, K: tl.constexpr, BLOCK_K: tl.constexpr):
-    squares = tl.zeros((BLOCK_K,), tl.float32)
-    for start in range(0, K, BLOCK_K):
-        columns = start + tl.arange(0, BLOCK_K)
-        x = tl.load(x_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
-        squares += x * x
-    return tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
-
-
-@triton.jit
 def gemv_kernel(
     x_ptr,
     weight_ptr,
@@ -60,19 +50,16 @@ def gemv_kernel(
     if GATED:
         up_weights = _weights(up_ptr, rows, weight_stride, n, 0, K, BLOCK_K)
     pdl.wait(PDL)
-    scale = 1.0
-    if HAS_NORM:
-        scale = _norm_scale(x_ptr, eps, K, BLOCK_K)
     sums = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     up_sums = sums
+    squares = tl.zeros((BLOCK_K,), tl.float32)
     for start in range(0, K, BLOCK_K):
         columns = start + tl.arange(0, BLOCK_K)
         x = tl.load(x_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
         if HAS_NORM:
-            # Rounded where the norm by itself would round.
-            dtype = x_ptr.dtype.element_ty
-            norm = tl.load(norm_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
-            x = ((x * scale).to(dtype).to(tl.float32) * norm).to(dtype).to(tl.float32)
+            # The scale is the same for all of x, so it can wait until the sums are there.
+            squares += x * x
+            x *= tl.load(norm_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
         x = x[None, :]
         following = _weights(weight_ptr, rows, weight_stride, n, start + BLOCK_K, K, BLOCK_K)
         if GATED:
@@ -83,8 +70,12 @@ def gemv_kernel(
         weights = following
     result = tl.sum(sums, axis=1)
     mask = rows < n
+    scale = 1.0
+    if HAS_NORM:
+        scale = tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
+        result *= scale
     if GATED:
-        result = result / (1.0 + tl.exp(-result)) * tl.sum(up_sums, axis=1)
+        result = result / (1.0 + tl.exp(-result)) * (tl.sum(up_sums, axis=1) * scale)
     if HAS_BIAS:
         result += tl.load(bias_ptr + rows, mask=mask, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:

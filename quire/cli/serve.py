@@ -18,7 +18,8 @@ import typer
 from quire import keys
 from quire.cli.readiness import Readiness
 from quire.errors import QuireError
-from quire.launcher import Launcher, LaunchError, ServiceCommand, services_directory
+from quire.launcher import Launcher, LaunchError, ServiceCommand
+from quire.local import demo_model
 from quire.model_files import resolve_model
 
 # The gateway ends the streams it has; the launcher's limit for everything is a little more.
@@ -72,7 +73,9 @@ class ServeOptions:
     max_model_len: int
     kv_cache_memory: str
     max_rows: int
+    gpu_memory_utilization: float
     load_format: str
+    gateways: int
     sockets: Path | None
     otlp_endpoint: str
     log_level: str
@@ -101,6 +104,12 @@ def serve(
     max_rows: Annotated[
         int, typer.Option(min=0, help="Most sequences that run at once; 0: chosen by the worker.")
     ] = 0,
+    gpu_memory_utilization: Annotated[
+        float, typer.Option(min=0.1, max=1.0, help="Share of the GPU's memory to take.")
+    ] = 0.9,
+    gateways: Annotated[
+        int, typer.Option(min=1, max=64, help="Gateway processes, which share the port.")
+    ] = 1,
     load_format: Annotated[
         LoadFormat, typer.Option(help="auto: safetensors; dummy: random weights of the config.")
     ] = LoadFormat.AUTO,
@@ -115,7 +124,7 @@ def serve(
 ) -> None:
     """Start every service on this machine and print how to use it."""
     options = ServeOptions(
-        model=model or str(_demo_model()),
+        model=model or str(demo_model()),
         served_model_name=served_model_name or (model.rstrip("/").split("/")[-1] if model else "demo"),
         host=host,
         port=port,
@@ -125,7 +134,9 @@ def serve(
         max_model_len=max_model_len,
         kv_cache_memory=kv_cache_memory,
         max_rows=max_rows,
+        gpu_memory_utilization=gpu_memory_utilization,
         load_format=load_format.value,
+        gateways=gateways,
         sockets=sockets,
         otlp_endpoint=otlp_endpoint,
         log_level=log_level.value,
@@ -135,10 +146,6 @@ def serve(
     except (LaunchError, QuireError) as error:
         typer.echo(f"quire: {error}", err=True)
         raise typer.Exit(1) from None
-
-
-def _demo_model() -> Path:
-    return services_directory() / "models" / "demo"
 
 
 async def _serve(options: ServeOptions) -> None:
@@ -158,7 +165,7 @@ async def _serve(options: ServeOptions) -> None:
         _say(f"Starting Quire with {options.model}")
         try:
             await launcher.run(
-                lambda: readiness.wait(options.host, options.port),
+                lambda: readiness.wait(options.host, options.port, options.gateways),
                 lambda: _say(_welcome(options, sockets, minted, time.monotonic() - started)),
             )
         except asyncio.CancelledError:
@@ -185,6 +192,7 @@ def _commands(options: ServeOptions, sockets: str, keys_file: Path) -> list[Serv
         *("--listen", f"unix:{sockets}/worker", "--model", options.model, "--device", options.device),
         *("--dtype", options.dtype, "--load-format", options.load_format),
         *("--served-model-name", options.served_model_name, "--metrics-listen", metrics["gpu_worker"]),
+        *("--gpu-memory-utilization", str(options.gpu_memory_utilization)),
     ]
     if options.max_model_len:
         worker += ["--max-model-len", str(options.max_model_len)]
@@ -205,13 +213,26 @@ def _commands(options: ServeOptions, sockets: str, keys_file: Path) -> list[Serv
         *("--keys-file", str(keys_file), "--grace-s", str(_GRACE_S)),
         *("--metrics-upstreams", ",".join(f"http://{address}/metrics" for address in metrics.values())),
     ]
-    secrets = {"QUIRE_API_KEY": options.api_key} if options.api_key else {}
     return [
-        ServiceCommand("gateway", [*gateway, *shared], secrets),
+        *_gateways(options, [*gateway, *shared]),
         ServiceCommand("tokenizer_svc", [*tokenizer, *shared]),
         ServiceCommand("scheduler_svc", [*scheduler, *shared]),
         ServiceCommand("gpu_worker", [*worker, *shared, "--grace-s", "0.5"]),
     ]
+
+
+def _gateways(options: ServeOptions, flags: list[str]) -> list[ServiceCommand]:
+    """One, or several that share the port; whichever is asked for metrics shows those of all."""
+    secrets = {"QUIRE_API_KEY": options.api_key} if options.api_key else {}
+    if options.gateways == 1:
+        return [ServiceCommand("gateway", flags, secrets)]
+    metrics = [f"127.0.0.1:{_free_port()}" for _ in range(options.gateways)]
+    commands = []
+    for number, address in enumerate(metrics, start=1):
+        peers = ",".join(f"http://{peer}/metrics" for peer in metrics if peer != address)
+        own = ["--shared-listen", "--metrics-listen", address, "--metrics-peers", peers]
+        commands.append(ServiceCommand("gateway", [*flags, *own], secrets, number=number))
+    return commands
 
 
 def _check_port(host: str, port: int) -> None:

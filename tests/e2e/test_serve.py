@@ -1,16 +1,18 @@
 """`quire serve` as a command: what it prints, how it fails, how it stops."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
 import subprocess
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from tests.support.checkpoints import checkpoint
-from tests.support.server import launch, processes_of, running_server
+from tests.support.server import API_KEY, launch, processes_of, running_server
 
 pytestmark = pytest.mark.e2e
 
@@ -41,6 +43,26 @@ async def test_ctrl_c_stops_every_process_in_the_middle_of_a_stream(tmp_path: Pa
     assert await asyncio.to_thread(server.stop) == 0
     assert processes_of(tmp_path) == {}
     writer.close()
+
+
+def test_gateways_share_the_port_and_any_of_them_shows_the_metrics_of_all(tmp_path: Path) -> None:
+    with running_server(checkpoint(), tmp_path, "--gateways", "2") as server:
+        for number in range(12):
+            asked = urllib.request.Request(
+                f"{server.url}/v1/completions",
+                json.dumps({"model": "tiny", "prompt": f"Page {number}", "max_tokens": 2}).encode(),
+                {"Content-Type": "application/json", "Authorization": f"Bearer {API_KEY}"},
+            )
+            with urllib.request.urlopen(asked) as response:
+                assert response.status == 200
+        asked = urllib.request.Request(
+            f"{server.url}/metrics", headers={"Authorization": f"Bearer {API_KEY}"}
+        )
+        with urllib.request.urlopen(asked) as response:
+            text = response.read().decode()
+        done = [line for line in text.splitlines() if line.startswith("vllm:request_success_total{")]
+        assert sum(float(line.rpartition(" ")[2]) for line in done) == 12
+        assert len(processes_of(tmp_path)) == 4
 
 
 def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.exposition import merge
+from gateway.exposition import add_up, merge
 from tests.gateway.conftest import RunningGateway
 
 SCHEDULER = """# HELP vllm:num_requests_running Sequences running.
@@ -100,4 +100,13 @@ def test_merging_keeps_each_family_once() -> None:
         ("vllm:num_requests_running", (("model_name", "tiny"),)): 3.0,
         ("vllm:num_requests_running", (("model_name", "other"),)): 4.0,
         ("quire_steps_total", ()): 7.0,
+    }
+
+
+def test_equal_series_of_several_gateways_are_added() -> None:
+    other = SCHEDULER.replace("7.0", "5.0") + "# TYPE quire_other gauge\nquire_other 1.0\n"
+    assert values(add_up([SCHEDULER, other])) == {
+        ("vllm:num_requests_running", (("model_name", "tiny"),)): 6.0,
+        ("quire_steps_total", ()): 12.0,
+        ("quire_other", ()): 1.0,
     }
