@@ -15,6 +15,7 @@ from gpu_worker.models.architectures import DecoderConfig, decoder_config
 from gpu_worker.models.decoder import Decoder
 from gpu_worker.models.loader import dummy_parameters, load_parameters
 from gpu_worker.settings import WorkerSettings
+from gpu_worker.warm_up import warm_up
 from quire.errors import InvalidRequest, NotFound
 from quire.model_files import model_revision, read_json, resolve_model
 from quire.packing import pack_int32
@@ -60,6 +61,7 @@ def load(settings: WorkerSettings, worker_epoch: int, on_progress: Callable[[flo
     if device.type == "cuda":
         with explained("recording decode steps", "lower gpu_memory_utilization or max_rows"):
             log.info("decode graphs recorded", seconds=round(runner.capture_graphs(), 2))
+            warm_up(runner)
     return LoadedWorker(description, runner, cache)
 
 

@@ -51,7 +51,7 @@ class ModelRunner:
         self, decoder: Decoder, cache: KvCache, *, limits: worker_pb2.WorkerDescription, device: torch.device
     ) -> None:
         self._cache = cache
-        self._limits = limits
+        self.limits = limits
         max_rows, vocab_size = limits.max_rows, decoder.config.vocab_size
         self.rows = RowTable(max_rows, limits.model.max_model_len, cache.num_blocks, cache.block_size)
         self._sampling = RowSampling(max_rows, vocab_size, limits.max_logprobs)
@@ -64,7 +64,7 @@ class ModelRunner:
 
     def capture_graphs(self) -> float:
         """Record the decode steps, on a GPU; returns seconds. Without it they are launched kernel by kernel."""
-        return self._graphs.capture(self._limits.max_rows)
+        return self._graphs.capture(self.limits.max_rows)
 
     def clear(self) -> None:
         """Remove every row; blocks keep their content."""
@@ -98,8 +98,8 @@ class ModelRunner:
 
     def _check(self, command: worker_pb2.StepCommand, delta: Delta) -> None:
         """Everything that can be known before the rows change."""
-        if command.decode_steps > self._limits.max_decode_steps:
-            raise InvalidRequest(f"decode_steps is at most {self._limits.max_decode_steps}")
+        if command.decode_steps > self.limits.max_decode_steps:
+            raise InvalidRequest(f"decode_steps is at most {self.limits.max_decode_steps}")
         self.rows.check_removable(delta.remove_rows)
         for blocks in (delta.copy_from, delta.copy_to, delta.append_block_ids):
             self.rows.check_blocks(blocks)
@@ -142,9 +142,9 @@ class ModelRunner:
         rows = self.rows
         rows.check_chunks(delta.prefill_rows, delta.prefill_counts)
         num_positions = sum(delta.prefill_counts) + (len(rows.decoding_rows()) if decode_steps else 0)
-        if num_positions > self._limits.max_step_tokens:
+        if num_positions > self.limits.max_step_tokens:
             raise InvalidRequest(
-                f"{num_positions} positions in a step of at most {self._limits.max_step_tokens}"
+                f"{num_positions} positions in a step of at most {self.limits.max_step_tokens}"
             )
         ending = [
             row

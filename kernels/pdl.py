@@ -24,11 +24,10 @@ def options() -> dict[str, bool]:
 
 @triton.jit
 def wait(PDL: tl.constexpr):
-    """Let the next kernel be started, and block until the ones before this one have finished.
+    """Block until the kernels before this one have finished; then let the next one be started.
 
-    In this order the next kernel's weights are under way while this one still waits; it has its own wait before it
-    touches anything of ours.
+    The other order was measured on large products: programs that wait take room from those that work.
     """
     if PDL:
-        gdc_launch_dependents()
         gdc_wait()
+        gdc_launch_dependents()

@@ -21,7 +21,11 @@ _LOG_TAIL_CHARS = 2000
 # Whoever owns the services decides how much waits: nobody else could be told to come back later.
 _OWN_QUEUE = {"max_queue_requests": 2**31 - 1, "max_queue_tokens": 2**60}
 
-OFFLINE_SCHEDULER: Mapping[str, object] = {"itl_target_s": 0, "max_step_tokens": 16384}
+OFFLINE_SCHEDULER: Mapping[str, object] = {
+    "itl_target_s": 0,
+    "max_step_tokens": 16384,
+    "decode_burst_s": 0.02,
+}
 """Scheduler settings where only the last token's time counts: long steps, up to the worker's own limit."""
 
 T = TypeVar("T")

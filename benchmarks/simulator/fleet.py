@@ -91,14 +91,14 @@ class Fleet:
         ]
         chosen = self._route(order, offers)
         number, load = int(chosen.name), chosen.load
-        self._loads[number] = Load(load.backlog + chosen.uncached, load.rows + 1, load.token_s)
+        self._loads[number] = Load(load.backlog + chosen.uncached, load.rows + 1)
         return self._node_of[number]
 
     def _read(self) -> None:
         waiting = [node.scheduler.queue.num_tokens // len(node.workers) for node in self._nodes]
         for number, replica in enumerate(self._replicas):
-            backlog, rows, token_s = replica.load
+            backlog, rows = replica.load
             # What waits for a row is not on a replica yet, but ahead of a newcomer all the same.
-            self._loads[number] = Load(backlog + waiting[self._node_of[number]], rows, token_s)
+            self._loads[number] = Load(backlog + waiting[self._node_of[number]], rows)
             if replica.pool.journal:
                 self._index.read(number, replica.pool.journal)

@@ -11,13 +11,13 @@ class Limits:
     """Sequences that may wait before the next request is refused."""
     max_queue_tokens: int = 4_000_000
     """Tokens still to compute that may wait; one request is always let in to an empty queue."""
-    max_step_tokens: int = 2048
+    max_step_tokens: int = 8192
     """Token positions per step, decode rows first; the worker's own limit holds besides."""
     pipeline_depth: int = 2
     """Commands in flight per replica."""
     max_decode_steps: int = 16
     """Decode steps per command at most; the worker's own limit holds besides."""
-    decode_burst_s: float = 0.008
+    decode_burst_s: float = 0.001
     """Seconds that the decode steps of one command may take together, as measured."""
     itl_target_s: float = 0.05
     """Seconds that a step in which rows decode may take: prompt chunks are cut to it; 0: no bound."""

@@ -96,9 +96,9 @@ class TestFleet:
 
 def test_policies_choose_by_what_they_are_named_after() -> None:
     offers = [
-        Offer("b", Load(backlog=0, rows=1, token_s=1e-5), uncached=900),
-        Offer("a", Load(backlog=500, rows=9, token_s=1e-5), uncached=100),
-        Offer("c", Load(backlog=0, rows=2, token_s=1e-5), uncached=500),
+        Offer("b", Load(backlog=0, rows=1), uncached=900),
+        Offer("a", Load(backlog=500, rows=9), uncached=100),
+        Offer("c", Load(backlog=0, rows=2), uncached=500),
     ]
     assert [POLICIES["round_robin"](order, offers).name for order in range(4)] == ["a", "b", "c", "a"]
     assert POLICIES["least_loaded"](0, offers).name == "b"

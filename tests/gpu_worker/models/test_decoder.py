@@ -6,9 +6,9 @@ import torch
 from gpu_worker.kv_cache import KvCache
 from gpu_worker.models.architectures import decoder_config
 from gpu_worker.models.decoder import AttentionInputs, Decoder
-from tests.support.attention_batch import chunks_of
 from gpu_worker.models.loader import load_parameters
 from quire.model_files import read_json
+from tests.support.attention_batch import chunks_of
 from tests.support.checkpoints import checkpoint
 from tests.support.transformers_reference import reference_model
 
