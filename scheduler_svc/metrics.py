@@ -103,7 +103,7 @@ index_adopted = Counter(
 )
 index_refused = Counter(
     "quire_scheduler_index_refused_blocks",
-    "Index entries whose block holds something else",
+    "Index entries not believed: the worker was started again, or their block was given away",
     registry=REGISTRY,
 )
 redirects = Counter("quire_scheduler_redirects", "Requests sent on to another scheduler", registry=REGISTRY)

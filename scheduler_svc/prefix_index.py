@@ -147,7 +147,7 @@ class PrefixIndex:
         epoch_key = f"quire:blocks-epoch:{worker_id}"
         earlier = await self._client.set(epoch_key, epoch, ex=LIFETIME_S, get=True)
         if isinstance(earlier, bytes) and earlier != epoch.encode():
-            await self._client.unlink(b"quire:blocks:%b:%b" % (worker_id.encode(), earlier))
+            await self._void(worker_id, earlier)
         key = key_of(worker_id, replica.description.worker_epoch)
         changes: dict[bytes, int] = dict.fromkeys(await self._client.hkeys(key), NOBODY)  # type: ignore[arg-type]
         changes |= replica.pool.contents()
@@ -155,6 +155,16 @@ class PrefixIndex:
         for start in range(0, len(hashes), _CHUNK):
             # What changes meanwhile is in the journal.
             await self._put(replica, {h: changes[h] for h in hashes[start : start + _CHUNK]})
+
+    async def _void(self, worker_id: str, epoch: bytes) -> None:
+        """Delete what is known of an earlier process of a worker."""
+        key = b"quire:blocks:%b:%b" % (worker_id.encode(), epoch)
+        async with self._client.pipeline(transaction=False) as pipeline:
+            pipeline.hlen(key)
+            pipeline.unlink(key)
+            num_entries, _ = await pipeline.execute()
+        metrics.index_refused.inc(num_entries)
+        log.info("a worker was started again: entries are void", worker=worker_id, entries=num_entries)
 
     async def _put(self, replica: Replica, changes: Mapping[bytes, int]) -> int:
         """Write the newest state of some hashes: their block, or that of none any more.

@@ -7,7 +7,7 @@ import pytest
 import redis.asyncio as redis
 
 from quire.redis_client import RedisFailure, open_redis
-from scheduler_svc import prefix_index
+from scheduler_svc import metrics, prefix_index
 from scheduler_svc.prefix_index import LIFETIME_S, Entry, PrefixIndex, key_of
 from tests.scheduler_svc.replicas import checksums_of_ids, connect, connected_replica, content, fill
 from tests.support.redis_server import RedisServer
@@ -93,6 +93,7 @@ async def test_entries_of_another_process_of_the_worker_are_void(redis_client: r
 
 async def test_a_worker_has_one_key_however_often_it_is_started(redis_client: redis.Redis) -> None:
     replica, index = connected_replica(), PrefixIndex(redis_client, checksums_of_ids)
+    before = metrics.index_refused._value.get()
     for epoch in (7, 8, 2**63 + 1):
         replica.disconnect()
         connect(replica, worker_epoch=epoch)
@@ -100,6 +101,7 @@ async def test_a_worker_has_one_key_however_often_it_is_started(redis_client: re
         fill(replica, [content(epoch)])
         await index.flush()
         assert await redis_client.keys("quire:blocks:*") == [key_of("w", epoch).encode()]
+    assert metrics.index_refused._value.get() - before == 2, "what was known of the two before is refused"
 
 
 async def test_a_key_never_has_more_entries_than_the_worker_blocks(redis_client: redis.Redis) -> None:
