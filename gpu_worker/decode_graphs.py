@@ -51,9 +51,9 @@ class DecodeGraphs:
         return self._logits[:size]
 
     @torch.inference_mode()
-    def capture(self, max_rows: int) -> float:
-        """Record every size and kind, and return the seconds that it took. No row may be in use."""
-        started = reported = time.perf_counter()
+    def capture(self, max_rows: int) -> None:
+        """Record every size and kind. No row may be in use."""
+        reported = time.perf_counter()
         sizes = graph_sizes(max_rows)
         # Largest first: the smaller ones fit into its memory.
         wanted = list(product(reversed(sizes), DrawKind))
@@ -70,7 +70,6 @@ class DecodeGraphs:
                     log.info("recording decode graphs", done=number, of=len(wanted))
         torch.cuda.synchronize()
         self._sizes = sizes
-        return time.perf_counter() - started
 
     def _record(self, size: int, kind: DrawKind, pool: Any) -> torch.cuda.CUDAGraph:
         # Kernels are compiled, and libraries initialised, outside of the recording.

@@ -8,6 +8,7 @@ import torch
 
 from gpu_worker.decode_graphs import graph_sizes
 from gpu_worker.kv_cache import KvCache
+from gpu_worker.mixed_graphs import MOST_DECODING, MOST_TOKENS
 from gpu_worker.model_runner import ModelRunner
 from gpu_worker.models.decoder import Decoder
 from quire.errors import InvalidRequest
@@ -26,7 +27,7 @@ class MemoryNeeds:
     activations: int
     """Of the largest step, with the rows' own columns."""
     graphs: int
-    """Of the recorded decode steps, whose memory is apart from the other steps'."""
+    """Of the recorded steps, whose memory is apart from the other steps'."""
 
 
 @contextmanager
@@ -48,7 +49,7 @@ def measure(
     dtype: torch.dtype,
     device: torch.device,
 ) -> MemoryNeeds:
-    """Run the largest step, then a decode step of the largest batch that is recorded, over a small cache."""
+    """Run the largest step, then the largest of those that are recorded, over a small cache."""
     tokens_per_row = max(
         1, min(limits.max_step_tokens // limits.max_rows, limits.model.max_model_len - _DECODED)
     )
@@ -67,7 +68,14 @@ def measure(
     leaving = list(range(num_decoding, limits.max_rows))
     command = worker_pb2.StepCommand(step_id=2, remove_rows=pack_uint32(leaving), decode_steps=1)
     runner.launch(command).wait()
-    graphs = torch.cuda.max_memory_allocated(device) - before
+    decoding = torch.cuda.max_memory_allocated(device) - before
+    # Steps with prompts that are recorded, and the logits that they leave.
+    torch.cuda.reset_peak_memory_stats(device)
+    runner.clear()
+    num_rows = min(limits.max_rows, MOST_DECODING)
+    per_row = max(1, min(limits.max_step_tokens, MOST_TOKENS + MOST_DECODING) // num_rows)
+    runner.launch(_largest_step(num_rows, min(per_row, tokens_per_row), blocks_per_row)).wait()
+    graphs = decoding + torch.cuda.max_memory_allocated(device) - before
     del runner, cache
     torch.cuda.empty_cache()
     return MemoryNeeds(activations, graphs)

@@ -60,7 +60,7 @@ def load(settings: WorkerSettings, worker_epoch: int, on_progress: Callable[[flo
     runner = ModelRunner(decoder, cache, limits=description, device=device)
     if device.type == "cuda":
         with explained("recording decode steps", "lower gpu_memory_utilization or max_rows"):
-            log.info("decode graphs recorded", seconds=round(runner.capture_graphs(), 2))
+            log.info("steps recorded", seconds=round(runner.capture_graphs(), 2))
             warm_up(runner)
     return LoadedWorker(description, runner, cache)
 

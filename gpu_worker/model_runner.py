@@ -6,6 +6,7 @@ device, so commands queue up on a GPU. After a command that breaks the protocol 
 caller ends the stream, and `clear`s them for the next one.
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -18,6 +19,7 @@ from gpu_worker.delta import Delta, unpack_delta
 from gpu_worker.device_rows import DeviceRows, RowChanges
 from gpu_worker.kv_cache import KvCache
 from gpu_worker.launched_step import LaunchedStep
+from gpu_worker.mixed_graphs import MixedGraphs, MixedSize
 from gpu_worker.model_steps import EditedDraw, ModelSteps
 from gpu_worker.models.decoder import Decoder
 from gpu_worker.row_sampling import DrawKind, DrawPlan, RowSampling
@@ -60,11 +62,15 @@ class ModelRunner:
         self._slots = SlotRing(_SLOTS, limits.max_decode_steps, max_rows, device)
         self._steps = ModelSteps(decoder, cache, self._device_rows, self._sampler, self._slots.results)
         self._graphs = DecodeGraphs(self._steps)
+        self._mixed_graphs = MixedGraphs(self._steps, self._device_rows.fill_row, device)
         self.steps_executed = 0
 
     def capture_graphs(self) -> float:
-        """Record the decode steps, on a GPU; returns seconds. Without it they are launched kernel by kernel."""
-        return self._graphs.capture(self.limits.max_rows)
+        """Record steps, on a GPU; returns seconds. Without it they are launched kernel by kernel."""
+        started = time.perf_counter()
+        self._graphs.capture(self.limits.max_rows)
+        self._mixed_graphs.capture(self.limits.max_rows, self.limits.max_step_tokens)
+        return time.perf_counter() - started
 
     def clear(self) -> None:
         """Remove every row; blocks keep their content."""
@@ -159,7 +165,8 @@ class ModelRunner:
         self, delta: Delta, applied: Applied, batch: StepBatch, plan: DrawPlan, outline: CommandOutline
     ) -> LaunchedStep:
         num_rows = len(batch.rows)
-        graph_size = self._graphs.size_for(num_rows)
+        graph_size, mixed_size = self._graphs.size_for(num_rows), self._mixed_graphs.size_for(batch)
+        mixed = {"mixed": self._mixed_graphs.pack(batch, mixed_size)} if mixed_size else batch.prefill
         slot = self._slots.take()
         try:
             fill = [self._device_rows.fill_row] * ((graph_size or num_rows) - num_rows)
@@ -168,13 +175,13 @@ class ModelRunner:
                 {"control": np.array(control, np.int64)}
                 | applied.changes.arrays()
                 | _other_arrays(delta, applied)
-                | batch.prefill
+                | mixed
                 | dict(plan.edits)
             )
             slot.start()
             self._update(staged, applied)
             edited = EditedDraw(plan, {name: staged[name] for name in plan.edits})
-            self._run(batch, staged, edited, graph_size, outline.num_steps)
+            self._run(batch, staged, edited, (graph_size, mixed_size), outline.num_steps)
             logprobs = slot.finish(outline.num_steps, edited.logprobs)
         except BaseException:
             self._slots.give_back(slot)
@@ -198,14 +205,18 @@ class ModelRunner:
         batch: StepBatch,
         staged: Mapping[str, torch.Tensor],
         edited: EditedDraw,
-        graph_size: int | None,
+        graph_sizes: tuple[int | None, MixedSize | None],
         num_steps: int,
     ) -> None:
         num_rows, kind = len(batch.rows), edited.plan.kind
+        graph_size, mixed_size = graph_sizes
         if batch.prefill:
-            logits = self._steps.mixed_logits(batch.num_decoding, staged)
+            if mixed_size is not None:
+                logits = self._mixed_graphs.replay(mixed_size, staged["mixed"])
+            else:
+                logits = self._steps.mixed_logits(self._steps.batch_rows[: batch.num_decoding], staged)
             if num_rows:
-                self._steps.draw(num_rows, logits, kind, edited)
+                self._steps.draw(num_rows, logits[:num_rows], kind, edited)
             num_steps -= 1
         if num_rows == 0:
             return

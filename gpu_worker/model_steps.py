@@ -71,18 +71,16 @@ class ModelSteps:
         attention = AttentionInputs(inputs.positions, inputs.slots, plan)
         return self._decoder.logits(self._decoder.forward(inputs.token_ids, attention, self._cache))
 
-    def mixed_logits(self, num_decoding: int, prefill: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The first `num_decoding` rows of the batch decode beside chunks of prompts; logits [rows sampling, vocab].
+    def mixed_logits(self, decode_rows: torch.Tensor, prefill: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Rows, int64 [n], decode beside chunks of prompts; logits [rows sampling, vocab].
 
         `prefill` is `StepBatch.prefill` on the device.
         """
-        decoding = begin_decode(
-            self._rows.columns, self.batch_rows[:num_decoding], self._cache.block_size, self._cursor
-        )
+        decoding = begin_decode(self._rows.columns, decode_rows, self._cache.block_size, self._cursor)
         plan = self._decoder.plan_attention(
             self._rows.block_table.index_select(0, prefill["attention_rows"]),
             torch.cat((decoding.context_lens, prefill["chunk_ends"])),
-            num_decoding,
+            len(decode_rows),
             Chunks(*(prefill[name] for name in ("query_lens", "query_starts", "tile_chunks", "tile_starts"))),
         )
         attention = AttentionInputs(

@@ -6,7 +6,7 @@ from gpu_worker.model_runner import ModelRunner
 from quire.packing import pack_int32, pack_uint32
 from quire.v1 import types_pb2, worker_pb2
 
-_LENGTHS = ((1,), (30, 3), (200,), (1000,), (2500,))
+_LENGTHS = ((1,), (30, 3), (60,), (120,), (250,), (500,), (1000,), (2500,), (4000,))
 """Prompts of one step: each has other tiles, or another product's kernel."""
 _SAMPLING = (
     types_pb2.SamplingParams(temperature=0),

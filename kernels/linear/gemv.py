@@ -55,15 +55,17 @@ def gemv_kernel(
     squares = tl.zeros((BLOCK_K,), tl.float32)
     for start in range(0, K, BLOCK_K):
         columns = start + tl.arange(0, BLOCK_K)
+        # Asked for first: nothing here depends on it, and it has the longest way.
+        following = _weights(weight_ptr, rows, weight_stride, n, start + BLOCK_K, K, BLOCK_K)
+        if GATED:
+            up_following = _weights(up_ptr, rows, weight_stride, n, start + BLOCK_K, K, BLOCK_K)
         x = tl.load(x_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
         if HAS_NORM:
             # The scale is the same for all of x, so it can wait until the sums are there.
             squares += x * x
             x *= tl.load(norm_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
         x = x[None, :]
-        following = _weights(weight_ptr, rows, weight_stride, n, start + BLOCK_K, K, BLOCK_K)
         if GATED:
-            up_following = _weights(up_ptr, rows, weight_stride, n, start + BLOCK_K, K, BLOCK_K)
             up_sums += up_weights.to(tl.float32) * x
             up_weights = up_following
         sums += weights.to(tl.float32) * x
