@@ -31,7 +31,7 @@ log = structlog.get_logger()
 SERVICE_NAME = scheduler_pb2.DESCRIPTOR.services_by_name["Scheduler"].full_name
 Context = grpc.aio.ServicerContext[Any, Any]
 # Commands take milliseconds; a worker that takes longer loses what it was computing.
-_REST_S = 1.0
+_REST_S = 2.0
 # Messages, one per step: a peer that is this far behind is not coming back.
 _MAX_PENDING = 4096
 

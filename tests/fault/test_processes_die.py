@@ -8,40 +8,22 @@ from pathlib import Path
 import openai
 import pytest
 
+from tests.fault.long_streams import long_stream
 from tests.support.checkpoints import checkpoint
 from tests.support.server import API_KEY, processes_of, running_server
 
 pytestmark = [pytest.mark.fault, pytest.mark.e2e]
-
-NUM_TOKENS = 400
-
-
-async def stream(client: openai.AsyncOpenAI, number: int, under_way: asyncio.Event | None = None) -> str:
-    """The text of one long stream: greedy for even numbers, seeded for odd ones."""
-    chunks = await client.completions.create(
-        model="tiny",
-        prompt=f"Request {number} asks for pages:",
-        max_tokens=NUM_TOKENS,
-        temperature=0.8 * (number % 2),
-        seed=number,
-        stream=True,
-        extra_body={"ignore_eos": True},
-    )
-    texts = []
-    async for chunk in chunks:
-        texts.append(chunk.choices[0].text)
-        if under_way is not None and len(texts) == 3:
-            under_way.set()
-    return "".join(texts)
 
 
 @pytest.mark.parametrize("service", ["gpu_worker", "scheduler_svc"])
 async def test_streams_outlive_a_killed_process(service: str, tmp_path: Path) -> None:
     with running_server(checkpoint(), tmp_path) as server:
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=API_KEY, max_retries=0) as client:
-            undisturbed = await asyncio.gather(*(stream(client, number) for number in range(8)))
+            undisturbed = await asyncio.gather(*(long_stream(client, number) for number in range(8)))
             under_way = [asyncio.Event() for _ in range(8)]
-            disturbed = asyncio.gather(*(stream(client, number, under_way[number]) for number in range(8)))
+            disturbed = asyncio.gather(
+                *(long_stream(client, number, under_way[number]) for number in range(8))
+            )
             await asyncio.gather(*(event.wait() for event in under_way))
             os.kill(processes_of(tmp_path)[service], signal.SIGKILL)
             assert await disturbed == undisturbed
@@ -52,10 +34,10 @@ async def test_a_killed_tokenizer_costs_its_streams_one_clear_error_and_nothing_
     with running_server(checkpoint(), tmp_path) as server:
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=API_KEY, max_retries=0) as client:
             under_way = asyncio.Event()
-            disturbed = asyncio.create_task(stream(client, 1, under_way))
+            disturbed = asyncio.create_task(long_stream(client, 1, under_way))
             await under_way.wait()
             os.kill(processes_of(tmp_path)["tokenizer_svc"], signal.SIGKILL)
             with pytest.raises(openai.APIError, match="try again"):
                 await disturbed
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=API_KEY, max_retries=20) as client:
-            assert len(await stream(client, 2)) > 0
+            assert len(await long_stream(client, 2)) > 0

@@ -1,4 +1,4 @@
-"""A real redis-server of one test: on a free port, in memory only, to be stopped, killed, paused and started again."""
+"""A real redis-server of one test: on a free port, to be stopped, killed, paused and started again."""
 
 import contextlib
 import signal
@@ -15,10 +15,11 @@ _POLL_S = 0.01
 
 
 class RedisServer:
-    """One address for its whole life; what it holds is lost whenever its process ends."""
+    """One address for its whole life; what it holds is lost when its process ends, unless it `keeps` it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, keeps: bool = False) -> None:
         self.port = free_port()
+        self._appendonly = "yes" if keeps else "no"
         self._log = folder / f"redis-{self.port}.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -30,7 +31,8 @@ class RedisServer:
     def start(self) -> None:
         """Return once it answers. Raises AssertionError with its log if it ends instead."""
         assert self._process is None, "it runs already"
-        flags = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        flags = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        flags += ["--appendonly", self._appendonly]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 ["redis-server", *flags, "--dir", str(self._log.parent)], stdout=log, stderr=log
@@ -50,7 +52,7 @@ class RedisServer:
         self._process = None
 
     def restart(self, how: signal.Signals = signal.SIGTERM) -> None:
-        """End it and start it again, empty."""
+        """End it and start it again."""
         self.stop(how)
         self.start()
 
@@ -72,9 +74,9 @@ class RedisServer:
 
 
 @contextmanager
-def running_redis(folder: Path) -> Iterator[RedisServer]:
+def running_redis(folder: Path, *, keeps: bool = False) -> Iterator[RedisServer]:
     """A server that answers, for the length of the block; its log lies in `folder`."""
-    server = RedisServer(folder)
+    server = RedisServer(folder, keeps=keeps)
     server.start()
     try:
         yield server
