@@ -4,6 +4,7 @@ A batch runs as the next larger size in tokens and decoding rows, filled up with
 done, chunks without queries and tiles past their chunk's end. Large batches keep the GPU busy by themselves.
 """
 
+import time
 from bisect import bisect_left
 from itertools import product
 from typing import Any, NamedTuple
@@ -121,8 +122,23 @@ class MixedGraphs:
             sizes = [MixedSize(*pair) for pair in product(reversed(tokens), reversed(decoding))]
             for size in sizes:
                 self._graphs[size] = self._record(size, pool)
+            self._tokens = [size for size in tokens if self._is_worth_it(MixedSize(size, 0))]
         torch.cuda.synchronize()
-        self._tokens, self._decoding = tokens, decoding
+        self._decoding = decoding
+        self._graphs = {size: graph for size, graph in self._graphs.items() if size.tokens in self._tokens}
+
+    def _is_worth_it(self, size: MixedSize) -> bool:
+        """Whether the GPU needs less time than the launches do: else the filling would cost more than is gained."""
+        graph = self._graphs[size]
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        self._step(size, graph.packed)
+        launched = time.perf_counter()
+        torch.cuda.synchronize()
+        replayed = time.perf_counter()
+        graph.graph.replay()
+        torch.cuda.synchronize()
+        return time.perf_counter() - replayed < launched - started
 
     def _record(self, size: MixedSize, pool: Any) -> _Graph:
         fields = size.fields()

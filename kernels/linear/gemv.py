@@ -24,6 +24,16 @@ def _weights(weight_ptr, rows, weight_stride, n, start, K: tl.constexpr, BLOCK_K
 
 
 @triton.jit
+def _norm_scale(x_ptr, eps, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    squares = tl.zeros((BLOCK_K,), tl.float32)
+    for start in range(0, K, BLOCK_K):
+        columns = start + tl.arange(0, BLOCK_K)
+        x = tl.load(x_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
+        squares += x * x
+    return tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
+
+
+@triton.jit
 def gemv_kernel(
     x_ptr,
     weight_ptr,
@@ -52,7 +62,6 @@ def gemv_kernel(
     pdl.wait(PDL)
     sums = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     up_sums = sums
-    squares = tl.zeros((BLOCK_K,), tl.float32)
     for start in range(0, K, BLOCK_K):
         columns = start + tl.arange(0, BLOCK_K)
         # Asked for first: nothing here depends on it, and it has the longest way.
@@ -61,8 +70,6 @@ def gemv_kernel(
             up_following = _weights(up_ptr, rows, weight_stride, n, start + BLOCK_K, K, BLOCK_K)
         x = tl.load(x_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
         if HAS_NORM:
-            # The scale is the same for all of x, so it can wait until the sums are there.
-            squares += x * x
             x *= tl.load(norm_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
         x = x[None, :]
         if GATED:
@@ -74,7 +81,8 @@ def gemv_kernel(
     mask = rows < n
     scale = 1.0
     if HAS_NORM:
-        scale = tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
+        # The same for all of x, so it could wait until here, out of the weights' way.
+        scale = _norm_scale(x_ptr, eps, K, BLOCK_K)
         result *= scale
     if GATED:
         result = result / (1.0 + tl.exp(-result)) * (tl.sum(up_sums, axis=1) * scale)

@@ -16,21 +16,10 @@ ROWS = tl.constexpr(16)
 
 @triton.jit
 def _products(
-    x_ptr,
-    weight_ptr,
-    x_stride,
-    weight_stride,
-    m,
-    n,
-    outputs,
-    first,
-    K: tl.constexpr,
-    K_PER_SPLIT: tl.constexpr,
-    SPLIT_K: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    x_ptr, weight_ptr, x_stride, weight_stride, m, n, outputs, first, K: tl.constexpr,
+    K_PER_SPLIT: tl.constexpr, SPLIT_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
-):
+):  # fmt: skip
     """Sums [BLOCK_N, ROWS] over columns first to first + K_PER_SPLIT, a multiple of BLOCK_K, as far as there are."""
     rows = tl.arange(0, ROWS)
     columns = first + tl.arange(0, BLOCK_K)
@@ -50,19 +39,9 @@ def _products(
 
 @triton.jit
 def _finish(
-    sums,
-    up_sums,
-    bias_ptr,
-    residual_ptr,
-    out_ptr,
-    residual_stride,
-    m,
-    n,
-    outputs,
-    GATED: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-):
+    sums, up_sums, bias_ptr, residual_ptr, out_ptr, residual_stride, m, n, outputs, GATED: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+):  # fmt: skip
     rows = tl.arange(0, ROWS)
     mask = (outputs[:, None] < n) & (rows[None, :] < m)
     result = sums
@@ -79,30 +58,11 @@ def _finish(
 
 @triton.jit(do_not_specialize=["m"])
 def skinny_kernel(
-    x_ptr,
-    weight_ptr,
-    up_ptr,
-    bias_ptr,
-    residual_ptr,
-    out_ptr,
-    partial_ptr,
-    arrivals_ptr,
-    x_stride,
-    weight_stride,
-    residual_stride,
-    m,
-    n,
-    K: tl.constexpr,
-    K_PER_SPLIT: tl.constexpr,
-    SPLIT_K: tl.constexpr,
-    GATED: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    STAGES: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    x_ptr, weight_ptr, up_ptr, bias_ptr, residual_ptr, out_ptr, partial_ptr, arrivals_ptr, x_stride,
+    weight_stride, residual_stride, m, n, K: tl.constexpr, K_PER_SPLIT: tl.constexpr, SPLIT_K: tl.constexpr,
+    GATED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """out [m, n] of x [m, K] and weights [n, K]; GATED: of two such, gate and up.
 
     partial [tiles, SPLIT_K, 1 or 2, BLOCK_N, ROWS] float32; arrivals [tiles] int32, zero before and after.
@@ -112,39 +72,15 @@ def skinny_kernel(
     pdl.wait(PDL)
     first = split * K_PER_SPLIT
     sums = _products(
-        x_ptr,
-        weight_ptr,
-        x_stride,
-        weight_stride,
-        m,
-        n,
-        outputs,
-        first,
-        K,
-        K_PER_SPLIT,
-        SPLIT_K,
-        BLOCK_N,
-        BLOCK_K,
-        STAGES,
-    )
+        x_ptr, weight_ptr, x_stride, weight_stride, m, n, outputs, first,
+        K, K_PER_SPLIT, SPLIT_K, BLOCK_N, BLOCK_K, STAGES,
+    )  # fmt: skip
     up_sums = sums
     if GATED:
         up_sums = _products(
-            x_ptr,
-            up_ptr,
-            x_stride,
-            weight_stride,
-            m,
-            n,
-            outputs,
-            first,
-            K,
-            K_PER_SPLIT,
-            SPLIT_K,
-            BLOCK_N,
-            BLOCK_K,
-            STAGES,
-        )
+            x_ptr, up_ptr, x_stride, weight_stride, m, n, outputs, first,
+            K, K_PER_SPLIT, SPLIT_K, BLOCK_N, BLOCK_K, STAGES,
+        )  # fmt: skip
     if SPLIT_K == 1:
         _finish(
             sums, up_sums, bias_ptr, residual_ptr, out_ptr, residual_stride, m, n, outputs,

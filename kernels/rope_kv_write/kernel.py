@@ -52,39 +52,13 @@ def _store_heads(at, head_stride, heads, columns, mask, first, second, HALF: tl.
 
 @triton.jit
 def _rope_kv_write_kernel(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    out_ptr,
-    cos_sin_ptr,
-    positions_ptr,
-    slots_ptr,
-    k_cache_ptr,
-    v_cache_ptr,
-    q_weight_ptr,
-    k_weight_ptr,
-    eps,
-    q_token_stride,
-    q_head_stride,
-    k_token_stride,
-    k_head_stride,
-    v_token_stride,
-    v_head_stride,
-    k_block_stride,
-    k_cache_head_stride,
-    k_slot_stride,
-    v_block_stride,
-    v_cache_head_stride,
-    v_slot_stride,
-    NUM_HEADS: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr,
-    HALF: tl.constexpr,
-    HALF_BLOCK: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    HEADS: tl.constexpr,
-    HAS_NORM: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    q_ptr, k_ptr, v_ptr, out_ptr, cos_sin_ptr, positions_ptr, slots_ptr, k_cache_ptr, v_cache_ptr,
+    q_weight_ptr, k_weight_ptr, eps, q_token_stride, q_head_stride, k_token_stride, k_head_stride,
+    v_token_stride, v_head_stride, k_block_stride, k_cache_head_stride, k_slot_stride, v_block_stride,
+    v_cache_head_stride, v_slot_stride, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
+    HALF: tl.constexpr, HALF_BLOCK: tl.constexpr, BLOCK_SIZE: tl.constexpr, HEADS: tl.constexpr,
+    HAS_NORM: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1)
     columns = tl.arange(0, HALF_BLOCK)

@@ -54,7 +54,7 @@ def preempt_ahead(replica: Replica) -> None:
 
     Looking ahead gives a removal time to retire before its blocks are needed.
     """
-    ahead = 1 + replica.limits.pipeline_depth
+    ahead = 1 + replica.pipeline_depth
     while True:
         live = replica.rows.live()
         short = replica.rows.blocks_short(live, ahead)

@@ -14,7 +14,7 @@ class Limits:
     max_step_tokens: int = 8192
     """Token positions per step, decode rows first; the worker's own limit holds besides."""
     pipeline_depth: int = 2
-    """Commands in flight per replica."""
+    """Commands in flight per replica, up to twice as many of very short ones."""
     max_decode_steps: int = 16
     """Decode steps per command at most; the worker's own limit holds besides."""
     decode_burst_s: float = 0.001

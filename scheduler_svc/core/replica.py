@@ -8,6 +8,7 @@ breaks its rows are void at once; the blocks' content stays findable as long as 
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from math import ceil
 from typing import NamedTuple
 
 from quire.v1 import worker_pb2
@@ -19,6 +20,9 @@ from scheduler_svc.core.row_table import RowTable
 from scheduler_svc.core.sequence import LeaveReason, QueueCause, Sequence, SequenceState
 from scheduler_svc.core.speed import Speed
 from scheduler_svc.core.tenants import Tenant
+
+# A result's way to the scheduler and the next command's to the worker, with what both compute.
+_ROUND_TRIP_S = 0.0015
 
 
 @dataclass(slots=True)
@@ -141,7 +145,15 @@ class Replica:
     @property
     def has_room(self) -> bool:
         """Whether a command could be sent now."""
-        return self.connected and len(self.in_flight) < self.limits.pipeline_depth
+        return self.connected and len(self.in_flight) < self.pipeline_depth
+
+    @property
+    def pipeline_depth(self) -> int:
+        """Commands that may be in flight: more of those that take less time than their way there and back."""
+        depth, step_s = self.limits.pipeline_depth, self.speed.decode_step_s
+        if step_s <= 0.0 or depth == 1:
+            return depth
+        return min(max(depth, 1 + ceil(_ROUND_TRIP_S / step_s)), 2 * depth)
 
     @property
     def load(self) -> Load:

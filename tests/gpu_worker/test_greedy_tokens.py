@@ -60,6 +60,26 @@ def test_20_prompts_alone_and_in_a_mixed_batch_of_32(architecture: str) -> None:
         assert row.logprobs == pytest.approx(wanted, abs=1e-4)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_on_the_gpu_in_float32_tokens_are_those_of_the_cpu(architecture: str) -> None:
+    """Alone and in one chunk; in chunks beside others, in graphs of every kind, over scattered blocks."""
+    directory = checkpoint(architecture)
+    prompts = random_prompts(20, seed=len(architecture))
+    expected = [greedy_tokens(directory, prompt, NUM_TOKENS) for prompt in prompts]
+    runner = make_runner(
+        directory, max_rows=32, max_step_tokens=4096, device="cuda", dtype="float32", kv_cache_memory="256MiB"
+    )
+    driver = WorkerDriver(runner, seed=1)
+    alone, mixed = rows_for(prompts), rows_for(prompts)
+    driver.run(alone, at_once=1)
+    driver.run(mixed, at_once=16, max_chunk=200, max_decode_steps=3)
+    for rows in (alone, mixed):
+        assert [row.tokens for row in rows] == expected
+    for row in mixed[:6]:
+        assert row.logprobs == pytest.approx(reference_logprobs(directory, row.prompt, row.tokens), abs=1e-3)
+
+
 def test_rows_that_come_and_go_leave_nothing_behind() -> None:
     """More rows than the table holds, one after the other: blocks and rows are used again and again."""
     directory = checkpoint("Qwen3ForCausalLM")

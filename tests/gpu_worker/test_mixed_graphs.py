@@ -48,7 +48,9 @@ def test_recorded_steps_give_the_tokens_of_those_that_are_launched() -> None:
     directory = checkpoint("Qwen3ForCausalLM")
     found = []
     for is_recorded in (False, True):
-        runner = make_runner(directory, max_rows=24, block_size=16, device="cuda", dtype="float32")
+        runner = make_runner(
+            directory, max_rows=24, block_size=16, device="cuda", dtype="float32", kv_cache_memory="64MiB"
+        )
         if not is_recorded:
             runner._mixed_graphs = MixedGraphs(
                 runner._steps, runner._device_rows.fill_row, torch.device("cuda")

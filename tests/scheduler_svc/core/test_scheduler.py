@@ -30,7 +30,7 @@ class Pair:
         self.rows = InstantRows(describe(**changes))
         self.scheduler.attach("w", self.rows.description, 1, 0.0)
         self.now = 0.0
-        self.step_s = 0.001
+        self.step_s = 0.002
         self.commands: list[worker_pb2.StepCommand] = []
         self.results: deque[worker_pb2.StepResult] = deque()
         self.tokens: dict[int, list[int]] = {}
@@ -120,6 +120,24 @@ def test_a_steady_decode_command_is_small() -> None:
     assert max(steady) < 100
 
 
+def test_commands_shorter_than_their_way_there_and_back_are_more_in_flight() -> None:
+    pair = Pair()
+    pair.step_s = 0.0006
+    replica = pair.scheduler.replicas["w"]
+    pair.add(1, [1, 2, 3], max_tokens=400)
+    most = 0
+    for _ in range(60):
+        pair.send()
+        most = max(most, len(replica.in_flight))
+        pair.answer()
+    assert most == 4
+    pair.step_s = 0.02
+    for _ in range(60):
+        pair.answer()
+        pair.send()
+    assert len(replica.in_flight) == 2
+
+
 def test_decode_comes_first_and_prompts_share_what_the_budget_leaves() -> None:
     pair = Pair()
     pair.add(1, [1], max_tokens=50)
@@ -137,6 +155,7 @@ def test_decode_comes_first_and_prompts_share_what_the_budget_leaves() -> None:
 
 def test_bursts_follow_the_measured_step_and_end_while_a_prompt_waits() -> None:
     pair = Pair(Limits(max_decode_steps=16, decode_burst_s=0.008))
+    pair.step_s = 0.001
     pair.add(1, [1], max_tokens=100)
     for _ in range(4):
         pair.send()

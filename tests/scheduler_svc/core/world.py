@@ -145,7 +145,8 @@ class World:
         while worker.commands and times > 0:
             command = worker.commands.popleft()
             result = worker.rows.execute(command)
-            result.step_s = 0.01 * max(1, command.decode_steps)
+            # Some are so fast that more commands are kept in flight to them.
+            result.step_s = (0.0006 if name[-1] in "13579b" else 0.01) * max(1, command.decode_steps)
             worker.results.append(result)
             times -= 1
 
