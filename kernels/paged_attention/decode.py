@@ -96,39 +96,13 @@ def _merge(
 
 @triton.jit
 def _decode_kernel(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    out_ptr,
-    tables_ptr,
-    context_lens_ptr,
-    items_ptr,
-    arrived_ptr,
-    part_out_ptr,
-    part_max_ptr,
-    part_sum_ptr,
-    scale_log2,
-    q_row_stride,
-    table_stride,
-    k_block_stride,
-    k_head_stride,
-    k_slot_stride,
-    v_block_stride,
-    v_head_stride,
-    v_slot_stride,
-    WINDOW: tl.constexpr,
-    NUM_HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    GROUP_PAD: tl.constexpr,
-    GROUP_BLOCK: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    DIM_PAD: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    TILE: tl.constexpr,
-    STAGES: tl.constexpr,
-    AT_ONCE: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    q_ptr, k_ptr, v_ptr, out_ptr, tables_ptr, context_lens_ptr, items_ptr, arrived_ptr, part_out_ptr,
+    part_max_ptr, part_sum_ptr, scale_log2, q_row_stride, table_stride, k_block_stride, k_head_stride,
+    k_slot_stride, v_block_stride, v_head_stride, v_slot_stride, WINDOW: tl.constexpr,
+    NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP_PAD: tl.constexpr, GROUP_BLOCK: tl.constexpr,
+    HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
+    STAGES: tl.constexpr, AT_ONCE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     item = tl.program_id(0)
     head = tl.program_id(1)
     GROUP: tl.constexpr = NUM_HEADS // KV_HEADS

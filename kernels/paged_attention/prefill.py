@@ -66,38 +66,13 @@ def _attend_tiles(
 
 @triton.jit(do_not_specialize=["first_row"])
 def _prefill_kernel(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    out_ptr,
-    tables_ptr,
-    context_lens_ptr,
-    query_lens_ptr,
-    query_starts_ptr,
-    tile_chunks_ptr,
-    tile_starts_ptr,
-    first_row,
-    scale_log2,
-    q_row_stride,
-    table_stride,
-    k_block_stride,
-    k_head_stride,
-    k_slot_stride,
-    v_block_stride,
-    v_head_stride,
-    v_slot_stride,
-    WINDOW: tl.constexpr,
-    NUM_HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    DIM_PAD: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    QUERY_TILE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    STAGES: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    q_ptr, k_ptr, v_ptr, out_ptr, tables_ptr, context_lens_ptr, query_lens_ptr, query_starts_ptr,
+    tile_chunks_ptr, tile_starts_ptr, first_row, scale_log2, q_row_stride, table_stride, k_block_stride,
+    k_head_stride, k_slot_stride, v_block_stride, v_head_stride, v_slot_stride, WINDOW: tl.constexpr,
+    NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, QUERY_TILE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     PARTS: tl.constexpr = QUERY_TILE // BLOCK_M
     tile = tl.program_id(0) // PARTS
     head = tl.program_id(1)
