@@ -148,13 +148,17 @@ class PrefixIndex:
         earlier = await self._client.set(epoch_key, epoch, ex=LIFETIME_S, get=True)
         if isinstance(earlier, bytes) and earlier != epoch.encode():
             await self._void(worker_id, earlier)
-        key = key_of(worker_id, replica.description.worker_epoch)
-        changes: dict[bytes, int] = dict.fromkeys(await self._client.hkeys(key), NOBODY)  # type: ignore[arg-type]
-        changes |= replica.pool.contents()
-        hashes = list(changes)
+        # In pieces: a step has its turn between two of them. What changes meanwhile is in the journal.
+        key, pool, cursor = key_of(worker_id, replica.description.worker_epoch), replica.pool, -1
+        while cursor:
+            cursor, page = await self._client.hscan(key, max(0, cursor), count=_CHUNK)
+            gone = [name for name in page if isinstance(name, bytes) and pool.lookup(name) is None]
+            if gone:
+                await self._put(replica, dict.fromkeys(gone, NOBODY))
+        hashes = list(pool.contents())
         for start in range(0, len(hashes), _CHUNK):
-            # What changes meanwhile is in the journal.
-            await self._put(replica, {h: changes[h] for h in hashes[start : start + _CHUNK]})
+            found = ((block_hash, pool.lookup(block_hash)) for block_hash in hashes[start : start + _CHUNK])
+            await self._put(replica, {block_hash: block for block_hash, block in found if block is not None})
 
     async def _void(self, worker_id: str, epoch: bytes) -> None:
         """Delete what is known of an earlier process of a worker."""

@@ -58,7 +58,8 @@ async def _collect(call: AsyncIterable[scheduler_pb2.TokenUpdate]) -> list[sched
 
 
 async def test_a_client_that_leaves_generate_frees_its_row_within_two_steps(sockets: Sockets) -> None:
-    async with running_pair(sockets, max_decode_steps=1) as (service, worker):
+    # Steps longer than their round trip: two commands are in flight.
+    async with running_pair(sockets, worker={"step_us": 2000}, max_decode_steps=1) as (service, worker):
         steps = allow_steps(worker, 3)
         call = service.stub.Generate(token_request([1, 2, 3], 400))
         await call.read()

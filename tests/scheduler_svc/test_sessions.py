@@ -127,7 +127,8 @@ async def test_a_cancelled_request_of_a_session_is_silent_and_its_blocks_are_fre
 
 
 async def test_a_cancel_in_a_session_frees_row_and_blocks_within_two_steps(sockets: Sockets) -> None:
-    async with running_pair(sockets, max_decode_steps=1) as (service, worker):
+    # Steps longer than their round trip: two commands are in flight.
+    async with running_pair(sockets, worker={"step_us": 2000}, max_decode_steps=1) as (service, worker):
         steps = allow_steps(worker, 3)
         call = service.stub.Session()
         await call.write(Kind(submit=Kind.Submit(handle=1, request=token_request([1], 400))))
