@@ -1,8 +1,9 @@
 """Paged attention on the GPU: time, and share of a copy's bandwidth (decode) or of a matrix product's rate (prefill).
 
-    python -m benchmarks.kernels_attention --out attention.json [--sweep]
+    python -m benchmarks.kernels_attention --out attention.json [--sweep] [--only decode|prefill] [--group 2 4 8]
 
-With --sweep every case is also timed with other tiles, and the best are printed beside those that the kernel takes.
+With --sweep every case is also timed with other tiles, and the best are printed beside those that the kernel takes. The
+file is written after every case, so that an interruption costs only the one that runs.
 """
 
 import argparse
@@ -16,7 +17,8 @@ from typing import Any
 
 import torch
 
-from kernels.bench.timing import copy_bandwidth, graph_us
+from kernels.bench.rooflines import rooflines
+from kernels.bench.timing import graph_us
 from kernels.paged_attention import AttentionPlan, Chunks, query_tiles
 from kernels.paged_attention.decode import decode_attention
 from kernels.paged_attention.kernel import plan_attention
@@ -28,6 +30,7 @@ _HEAD_DIM = 128
 # More than the second-level cache holds, in all.
 _BYTES_IN_TURN = 256 << 20
 DECODE = [
+    (1, 256),
     (1, 1024),
     (1, 8192),
     (1, 32768),
@@ -86,7 +89,7 @@ def make(lengths: list[int], query_lens: list[int], group: int, block_size: int)
     return Batch(q, k_cache, v_cache, plan, torch.empty_like(q))
 
 
-def decode_call(batch: Batch, options: dict[str, int]) -> Callable[[], object]:
+def decode_call(batch: Batch, options: dict[str, Any]) -> Callable[[], object]:
     plan = batch.plan
     assert plan.decode is not None
     return partial(
@@ -95,7 +98,7 @@ def decode_call(batch: Batch, options: dict[str, int]) -> Callable[[], object]:
     )  # fmt: skip
 
 
-def prefill_call(batch: Batch, options: dict[str, int]) -> Callable[[], object]:
+def prefill_call(batch: Batch, options: dict[str, Any]) -> Callable[[], object]:
     assert batch.plan.chunks is not None
     return partial(
         prefill_attention, batch.q, batch.k_cache, batch.v_cache, batch.plan, batch.plan.chunks, batch.out,
@@ -143,35 +146,39 @@ def measure(
         yield Line(kind, group, block_size, case, us, work / (us * 1e-6) / ceiling, options)
 
 
-def matmul_rate() -> float:
-    """FLOP per second of a bf16 product of 8192 rows, columns and terms."""
-    a, b = (torch.randn(8192, 8192, device=_DEVICE).bfloat16() for _ in range(2))
-    return float(2 * 8192**3 / (graph_us([lambda: a @ b]) * 1e-6))
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--sweep", action="store_true")
-    options = parser.parse_args()
-    copy, matmul = copy_bandwidth(), matmul_rate()
-    print(f"copy {copy / 1e12:.2f} TB/s, bf16 matmul {matmul / 1e12:.0f} TFLOP/s")
-    found: list[dict[str, Any]] = []
+    parser.add_argument("--sweep", action="store_true", help="time other tiles too")
+    parser.add_argument("--only", choices=["decode", "prefill"], help="one kernel instead of both")
+    parser.add_argument("--group", type=int, nargs="+", default=[2, 4, 8], help="query heads per KV head")
+    parser.add_argument("--block-size", type=int, nargs="+", default=[16], help="tokens per KV block")
+    asked = parser.parse_args()
+    rates = rooflines(_DEVICE)
+    copy, matmul = float(rates["copy_bytes_per_s"]), float(rates["matmul_flops_per_s"])
+    print(f"{rates['device']}: copy {copy / 1e12:.2f} TB/s, bf16 matmul {matmul / 1e12:.0f} TFLOP/s")
     cases = [("decode", case, copy) for case in DECODE] + [("prefill", case, matmul) for case in PREFILL]
-    for group, block_size in ((2, 16), (4, 16), (8, 16), (4, 64)):
-        for kind, case, ceiling in cases:
-            is_swept = options.sweep and block_size == 16 and group < 8
-            lines = list(measure(kind, group, block_size, case, ceiling, is_swept))
-            found += [asdict(line) for line in lines]
-            if not lines:
-                continue
-            taken, best = lines[0], min(lines, key=lambda line: line.us)
-            print(
-                f"{kind:8} group {group} block {block_size:3} {case!s:20} {taken.us:9.1f} us {taken.share:6.1%}"
-                f"   best {best.us:9.1f} us {best.share:6.1%} {best.options}",
-                flush=True,
-            )
-    options.out.write_text(json.dumps({"copy": copy, "matmul": matmul, "lines": found}, indent=1))
+    found: list[dict[str, Any]] = []
+    for group, block_size, (kind, case, ceiling) in product(asked.group, asked.block_size, cases):
+        if asked.only not in (None, kind):
+            continue
+        lines = list(measure(kind, group, block_size, case, ceiling, asked.sweep))
+        if lines:
+            show(lines)
+        found += [asdict(line) for line in lines]
+        asked.out.write_text(json.dumps({"rooflines": rates, "lines": found}, indent=1) + "\n")
+
+
+def show(lines: list[Line]) -> None:
+    """The kernel's own choice, and the best of all."""
+    taken, best = lines[0], min(lines, key=lambda line: line.us)
+    print(
+        f"{taken.kind:8} group {taken.group} block {taken.block_size:3} {taken.case!s:20} {taken.us:9.1f} us"
+        f" {taken.share:6.1%}   best {best.us:9.1f} us {best.share:6.1%} {best.options}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":
