@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from kernels.dispatch import implementation
+from kernels.kv_scales import KvScales
 
 QUERY_TILE = 128
 """Queries of a chunk that are worked on at once."""
@@ -99,14 +100,16 @@ def paged_attention(
     plan: AttentionPlan,
     scale: float,
     window: int | None = None,
+    scales: KvScales | None = None,
 ) -> torch.Tensor:
     """Attention of each row's last queries over its tokens up to themselves.
 
     q [queries, heads, d], row after row as in the plan; caches [num_blocks, kv_heads, block_size, d], which already
-    hold the queries' own keys and values. heads is a multiple of kv_heads. `window`: a token sees itself and the
-    window - 1 before it. Returns the shape and dtype of q; what it holds for a row of no context is arbitrary.
+    hold the queries' own keys and values, in q's dtype or, with `scales`, in `kernels.kv_scales.FP8`. heads is a
+    multiple of kv_heads. `window`: a token sees itself and the window - 1 before it. Returns the shape and dtype of q;
+    what it holds for a row of no context is arbitrary.
     """
     result: torch.Tensor = implementation("paged_attention", q).paged_attention(
-        q, k_cache, v_cache, plan, scale, window
+        q, k_cache, v_cache, plan, scale, window, scales
     )
     return result

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from kernels import pdl
+from kernels.kv_scales import KvScales
 from kernels.paged_attention import DecodeWork
 from kernels.paged_attention.pages import token_offsets
 from kernels.paged_attention.plan import TILE
@@ -38,7 +39,7 @@ def _attend_item(
         k_offsets = token_offsets(table_ptr, tile_start, end, k_block_stride, k_slot_stride, BLOCK_SIZE, TILE)
         keys = tl.load(
             k_ptr + k_offsets[None, :] + columns[:, None], mask=seen[None, :] & in_head[:, None], other=0.0
-        )
+        ).to(q.dtype)
         scores = tl.dot(q, keys, input_precision="ieee") * scale_log2
         scores = tl.where(seen[None, :], scores, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(scores, axis=1))
@@ -49,7 +50,7 @@ def _attend_item(
         v_offsets = token_offsets(table_ptr, tile_start, end, v_block_stride, v_slot_stride, BLOCK_SIZE, TILE)
         values = tl.load(
             v_ptr + v_offsets[:, None] + columns[None, :], mask=seen[:, None] & in_head[None, :], other=0.0
-        )
+        ).to(q.dtype)
         out = tl.dot(weights.to(values.dtype), values, out * shrink[:, None], input_precision="ieee")
         total = total * shrink + tl.sum(weights, axis=1)
         largest = new_largest
@@ -98,10 +99,11 @@ def _merge(
 def _decode_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, tables_ptr, context_lens_ptr, items_ptr, arrived_ptr, part_out_ptr,
     part_max_ptr, part_sum_ptr, scale_log2, q_row_stride, table_stride, k_block_stride, k_head_stride,
-    k_slot_stride, v_block_stride, v_head_stride, v_slot_stride, WINDOW: tl.constexpr,
-    NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP_PAD: tl.constexpr, GROUP_BLOCK: tl.constexpr,
-    HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
-    STAGES: tl.constexpr, AT_ONCE: tl.constexpr, PDL: tl.constexpr,
+    k_slot_stride, v_block_stride, v_head_stride, v_slot_stride, k_scales_ptr, v_scales_ptr,
+    WINDOW: tl.constexpr, NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP_PAD: tl.constexpr,
+    GROUP_BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    TILE: tl.constexpr, STAGES: tl.constexpr, HAS_SCALES: tl.constexpr, AT_ONCE: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     item = tl.program_id(0)
     head = tl.program_id(1)
@@ -126,11 +128,15 @@ def _decode_kernel(
         q = tl.load(
             q_ptr + row * q_row_stride + heads[:, None] * HEAD_DIM + columns[None, :], mask=mask, other=0.0
         )
+        if HAS_SCALES:
+            scale_log2 *= tl.load(k_scales_ptr + head)
         out, largest, total = _attend_item(
             q, tables_ptr + row * table_stride, k_ptr + head * k_head_stride, v_ptr + head * v_head_stride,
             start, end, seen_from, k_block_stride, k_slot_stride, v_block_stride, v_slot_stride, scale_log2,
             GROUP_PAD, HEAD_DIM, DIM_PAD, BLOCK_SIZE, TILE, STAGES,
         )  # fmt: skip
+        if HAS_SCALES:
+            out *= tl.load(v_scales_ptr + head)
         row_out_ptr = out_ptr + row * (NUM_HEADS * HEAD_DIM)
         if num_items == 1:
             at = row_out_ptr + heads[:, None] * HEAD_DIM + columns[None, :]
@@ -161,6 +167,7 @@ def decode_attention(
     out: torch.Tensor,
     scale: float,
     window: int | None,
+    scales: KvScales | None = None,
     *,
     tile: int = 0,
     num_warps: int = 2,
@@ -180,9 +187,9 @@ def decode_attention(
         work.partial_out, work.partial_max, work.partial_sum,
         scale * _LOG2_E, q.stride(0), block_tables.stride(0),
         k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
-        v_cache.stride(0), v_cache.stride(1), v_cache.stride(2),
+        v_cache.stride(0), v_cache.stride(1), v_cache.stride(2), *(scales or (q, q)),
         WINDOW=window or 0, NUM_HEADS=num_heads, KV_HEADS=num_kv_heads,
         GROUP_PAD=max(16, group_block), GROUP_BLOCK=group_block,
         HEAD_DIM=head_dim, DIM_PAD=dim_pad, BLOCK_SIZE=block_size, TILE=tile, STAGES=num_stages,
-        AT_ONCE=at_once, num_warps=num_warps, **pdl.options(),
+        HAS_SCALES=scales is not None, AT_ONCE=at_once, num_warps=num_warps, **pdl.options(),
     )  # fmt: skip

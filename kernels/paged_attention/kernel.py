@@ -2,6 +2,7 @@
 
 import torch
 
+from kernels.kv_scales import KvScales
 from kernels.paged_attention import AttentionPlan, Chunks
 from kernels.paged_attention.decode import decode_attention
 from kernels.paged_attention.plan import plan_decode
@@ -31,6 +32,7 @@ def paged_attention(
     plan: AttentionPlan,
     scale: float,
     window: int | None,
+    scales: KvScales | None = None,
 ) -> torch.Tensor:
     """See `kernels.paged_attention`. Tokens may lie apart; heads of a token, and elements, must not."""
     if q.stride(2) != 1 or q.stride(1) != q.shape[2] or k_cache.stride(3) != 1 or v_cache.stride(3) != 1:
@@ -38,8 +40,8 @@ def paged_attention(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if plan.decode is not None:
         decode_attention(
-            q, k_cache, v_cache, plan.block_tables, plan.context_lens, plan.decode, out, scale, window
+            q, k_cache, v_cache, plan.block_tables, plan.context_lens, plan.decode, out, scale, window, scales
         )
     if plan.chunks is not None:
-        prefill_attention(q, k_cache, v_cache, plan, plan.chunks, out, scale, window)
+        prefill_attention(q, k_cache, v_cache, plan, plan.chunks, out, scale, window, scales)
     return out

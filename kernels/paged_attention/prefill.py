@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from kernels import pdl
+from kernels.kv_scales import KvScales
 from kernels.paged_attention import QUERY_TILE, AttentionPlan, Chunks
 from kernels.paged_attention.pages import token_offsets
 
@@ -46,7 +47,7 @@ def _attend_tiles(
         else:
             keys = tl.load(k_at, mask=(columns < HEAD_DIM)[:, None], other=0.0)
             values = tl.load(v_at, mask=(columns < HEAD_DIM)[None, :], other=0.0)
-        scores = tl.dot(q, keys, input_precision="ieee") * scale_log2
+        scores = tl.dot(q, keys.to(q.dtype), input_precision="ieee") * scale_log2
         if MASKED:
             seen = (tokens[None, :] <= positions[:, None]) & exists[None, :]
             if WINDOW > 0:
@@ -59,7 +60,7 @@ def _attend_tiles(
         weights = tl.exp2(scores - shift[:, None])
         shrink = tl.exp2(largest - shift)
         total = total * shrink + tl.sum(weights, axis=1)
-        out = tl.dot(weights.to(values.dtype), values, out * shrink[:, None], input_precision="ieee")
+        out = tl.dot(weights.to(q.dtype), values.to(q.dtype), out * shrink[:, None], input_precision="ieee")
         largest = new_largest
     return out, largest, total
 
@@ -68,10 +69,10 @@ def _attend_tiles(
 def _prefill_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, tables_ptr, context_lens_ptr, query_lens_ptr, query_starts_ptr,
     tile_chunks_ptr, tile_starts_ptr, first_row, scale_log2, q_row_stride, table_stride, k_block_stride,
-    k_head_stride, k_slot_stride, v_block_stride, v_head_stride, v_slot_stride, WINDOW: tl.constexpr,
-    NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, QUERY_TILE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    STAGES: tl.constexpr, PDL: tl.constexpr,
+    k_head_stride, k_slot_stride, v_block_stride, v_head_stride, v_slot_stride, k_scales_ptr, v_scales_ptr,
+    WINDOW: tl.constexpr, NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    DIM_PAD: tl.constexpr, BLOCK_SIZE: tl.constexpr, QUERY_TILE: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, STAGES: tl.constexpr, HAS_SCALES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     PARTS: tl.constexpr = QUERY_TILE // BLOCK_M
     tile = tl.program_id(0) // PARTS
@@ -93,6 +94,8 @@ def _prefill_kernel(
         q = tl.load(
             q_ptr + rows[:, None] * q_row_stride + head * HEAD_DIM + columns[None, :], mask=mask, other=0.0
         )
+        if HAS_SCALES:
+            scale_log2 *= tl.load(k_scales_ptr + kv_head)
         table_ptr = tables_ptr + row * table_stride
         k_head_ptr = k_ptr + kv_head * k_head_stride
         v_head_ptr = v_ptr + kv_head * v_head_stride
@@ -114,6 +117,8 @@ def _prefill_kernel(
             k_block_stride, k_slot_stride, v_block_stride, v_slot_stride, scale_log2, True, WINDOW, HEAD_DIM,
             DIM_PAD, BLOCK_SIZE, BLOCK_N, STAGES,
         )  # fmt: skip
+        if HAS_SCALES:
+            out *= tl.load(v_scales_ptr + kv_head)
         at = out_ptr + rows[:, None] * (NUM_HEADS * HEAD_DIM) + head * HEAD_DIM + columns[None, :]
         # Queries past the chunk's end may have seen nothing.
         total = tl.where(total == 0.0, 1.0, total)
@@ -129,6 +134,7 @@ def prefill_attention(
     out: torch.Tensor,
     scale: float,
     window: int | None,
+    scales: KvScales | None = None,
     *,
     block_m: int = 0,
     block_n: int = 0,
@@ -148,8 +154,8 @@ def prefill_attention(
         chunks.tile_chunks, chunks.tile_starts, plan.num_decoding, scale * _LOG2_E,
         q.stride(0), plan.block_tables.stride(0),
         k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
-        v_cache.stride(0), v_cache.stride(1), v_cache.stride(2),
+        v_cache.stride(0), v_cache.stride(1), v_cache.stride(2), *(scales or (q, q)),
         WINDOW=window or 0, NUM_HEADS=num_heads, KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, DIM_PAD=dim_pad,
         BLOCK_SIZE=block_size, QUERY_TILE=QUERY_TILE, BLOCK_M=block_m, BLOCK_N=block_n,
-        STAGES=num_stages, num_warps=num_warps, **pdl.options(),
+        STAGES=num_stages, HAS_SCALES=scales is not None, num_warps=num_warps, **pdl.options(),
     )  # fmt: skip

@@ -3,6 +3,7 @@
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from kernels.kv_scales import KvScales
 from kernels.paged_attention import AttentionPlan, Chunks
 
 
@@ -26,9 +27,11 @@ def paged_attention(
     plan: AttentionPlan,
     scale: float,
     window: int | None,
+    scales: KvScales | None = None,
 ) -> torch.Tensor:
     """See `kernels.paged_attention`."""
     block_size = k_cache.shape[2]
+    k_scale, v_scale = scales or (None, None)
     output = torch.zeros_like(q)
     query_lens = [1] * plan.num_decoding + (
         plan.chunks.query_lens.tolist() if plan.chunks is not None else []
@@ -42,17 +45,21 @@ def paged_attention(
         first = 0 if window is None else max(0, context_len - query_len - window + 1) // block_size
         blocks = plan.block_tables[row, first : -(-context_len // block_size)]
         offset = first * block_size
-        keys = _gather(k_cache, blocks, context_len - offset, q.dtype)
-        values = _gather(v_cache, blocks, context_len - offset, q.dtype)
+        keys = _gather(k_cache, blocks, context_len - offset, q.dtype, k_scale)
+        values = _gather(v_cache, blocks, context_len - offset, q.dtype, v_scale)
         end = start + query_len
         output[start:end] = _attend(q[start:end], keys, values, scale, window)
         start = end
     return output
 
 
-def _gather(cache: torch.Tensor, blocks: torch.Tensor, length: int, dtype: torch.dtype) -> torch.Tensor:
+def _gather(
+    cache: torch.Tensor, blocks: torch.Tensor, length: int, dtype: torch.dtype, scale: torch.Tensor | None
+) -> torch.Tensor:
     """The tokens of some blocks, [kv_heads, length, d]."""
     pages = cache[blocks].to(dtype)  # [blocks, kv_heads, block_size, d]
+    if scale is not None:
+        pages = pages * scale.to(dtype)[:, None, None]
     return pages.transpose(0, 1).reshape(cache.shape[1], -1, cache.shape[3])[:, :length]
 
 

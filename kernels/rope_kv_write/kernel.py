@@ -9,6 +9,9 @@ import triton
 import triton.language as tl
 
 from kernels import pdl
+from kernels.kv_scales import FP8_MAX, KvScales
+
+_FP8_MAX = tl.constexpr(FP8_MAX)
 
 
 @triton.jit
@@ -44,6 +47,15 @@ def _load_heads(ptr, token, token_stride, head_stride, heads, columns, mask, HAL
 
 
 @triton.jit
+def _stored(first, second, scales_ptr, heads, NUM_KV_HEADS: tl.constexpr, cache_ptr):
+    """The halves of heads in the cache's 8 bits."""
+    scale = tl.load(scales_ptr + heads, mask=heads < NUM_KV_HEADS, other=1.0)[:, None]
+    first = tl.clamp(first.to(tl.float32) / scale, -_FP8_MAX, _FP8_MAX)
+    second = tl.clamp(second.to(tl.float32) / scale, -_FP8_MAX, _FP8_MAX)
+    return first.to(cache_ptr.dtype.element_ty), second.to(cache_ptr.dtype.element_ty)
+
+
+@triton.jit
 def _store_heads(at, head_stride, heads, columns, mask, first, second, HALF: tl.constexpr):
     at = at + heads[:, None] * head_stride + columns[None, :]
     tl.store(at, first, mask=mask)
@@ -55,9 +67,9 @@ def _rope_kv_write_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, cos_sin_ptr, positions_ptr, slots_ptr, k_cache_ptr, v_cache_ptr,
     q_weight_ptr, k_weight_ptr, eps, q_token_stride, q_head_stride, k_token_stride, k_head_stride,
     v_token_stride, v_head_stride, k_block_stride, k_cache_head_stride, k_slot_stride, v_block_stride,
-    v_cache_head_stride, v_slot_stride, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
-    HALF: tl.constexpr, HALF_BLOCK: tl.constexpr, BLOCK_SIZE: tl.constexpr, HEADS: tl.constexpr,
-    HAS_NORM: tl.constexpr, PDL: tl.constexpr,
+    v_cache_head_stride, v_slot_stride, k_scales_ptr, v_scales_ptr, NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr, HALF: tl.constexpr, HALF_BLOCK: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    HEADS: tl.constexpr, HAS_NORM: tl.constexpr, HAS_SCALES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1)
@@ -91,6 +103,8 @@ def _rope_kv_write_kernel(
                     first, second = _normalised(first, second, k_weight_ptr, columns, column_mask, eps, HALF)
                 position = tl.load(positions_ptr + token)
                 first, second = _rotated(first, second, cos_sin_ptr, position, columns, column_mask, HALF)
+                if HAS_SCALES:
+                    first, second = _stored(first, second, k_scales_ptr, heads, NUM_KV_HEADS, k_cache_ptr)
                 at = k_cache_ptr + block * k_block_stride + offset * k_slot_stride
                 _store_heads(at, k_cache_head_stride, heads, columns, mask, first, second, HALF)
             else:
@@ -99,6 +113,8 @@ def _rope_kv_write_kernel(
                 first, second = _load_heads(
                     v_ptr, token, v_token_stride, v_head_stride, heads, columns, mask, HALF
                 )
+                if HAS_SCALES:
+                    first, second = _stored(first, second, v_scales_ptr, heads, NUM_KV_HEADS, v_cache_ptr)
                 at = v_cache_ptr + block * v_block_stride + offset * v_slot_stride
                 _store_heads(at, v_cache_head_stride, heads, columns, mask, first, second, HALF)
 
@@ -115,6 +131,7 @@ def rope_kv_write(
     q_weight: torch.Tensor | None,
     k_weight: torch.Tensor | None,
     eps: float,
+    scales: KvScales | None = None,
 ) -> torch.Tensor:
     """See `kernels.rope_kv_write`. Tokens, heads and slots may lie apart; elements of a head must not."""
     num_tokens, num_heads, head_dim = q.shape
@@ -135,7 +152,9 @@ def rope_kv_write(
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
         k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
         v_cache.stride(0), v_cache.stride(1), v_cache.stride(2),
+        *(scales or (q, q)),
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HALF=half, HALF_BLOCK=triton.next_power_of_2(half),
-        BLOCK_SIZE=block_size, HEADS=heads, HAS_NORM=has_norm, num_warps=heads // 4, **pdl.options(),
+        BLOCK_SIZE=block_size, HEADS=heads, HAS_NORM=has_norm, HAS_SCALES=scales is not None,
+        num_warps=heads // 4, **pdl.options(),
     )  # fmt: skip
     return out
