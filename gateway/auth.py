@@ -12,6 +12,7 @@ from gateway.calls import call_of
 from gateway.errors import BAD_KEY, ApiError
 from quire import keys
 from quire.keys import KeyRecord, KeysFileError
+from quire.v1 import types_pb2
 
 log = structlog.get_logger()
 
@@ -69,7 +70,11 @@ class AuthMiddleware:
             if record is None:
                 await _refusal(presented).response()(scope, receive, send)
                 return
-            call_of(scope).tenant = record.name
+            call = call_of(scope)
+            call.tenant = record.name
+            call.policy = types_pb2.TenantPolicy(
+                weight=record.weight, kv_floor=record.kv_floor, kv_ceiling=record.kv_ceiling
+            )
         await self._app(scope, receive, send)
 
     def _is_open(self, path: str) -> bool:

@@ -3,7 +3,7 @@
 import re
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 from opentelemetry import trace
@@ -35,6 +35,8 @@ class Call:
     incoming: types_pb2.TraceContext
     span: trace.Span
     tenant: str = ""
+    policy: types_pb2.TenantPolicy = field(default_factory=types_pb2.TenantPolicy)
+    """What the tenant is entitled to."""
 
     def trace_context(self) -> types_pb2.TraceContext:
         """Parent of the next service's spans: our own span, or the client's if this process is not traced."""

@@ -104,6 +104,7 @@ class Generation:
             # Ours is unique for all time; the client's own id makes logs of other services searchable.
             request.request_id = f"{self.completion_id}-{index}:{self._call.request_id}"
             request.tenant = self._call.tenant
+            request.tenant_policy.CopyFrom(self._call.policy)
             request.trace.CopyFrom(context)
             self._handles.append(self._client.submit(request, receiver))
         name = self.model.name

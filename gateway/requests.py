@@ -87,6 +87,7 @@ def _text_request(request: GenerationRequest) -> tokenizer_pb2.TextRequest:
         stream=bool(request.stream),
         priority=request.priority or 0,
         cache_salt=request.cache_salt or "",
+        public_prefix_tokens=request.public_prefix_tokens or 0,
         return_token_ids=bool(request.return_token_ids),
     )
     if request.skip_special_tokens is not None:

@@ -18,6 +18,8 @@ from quire.errors import QuireError
 
 KEY_PREFIX = "sk-quire-"
 FIRST_NAME = "default"
+_POLICY = ("weight", "kv_floor", "kv_ceiling")
+_MOST_WEIGHT = 1e6
 
 
 class KeysFileError(QuireError):
@@ -34,6 +36,21 @@ class KeyRecord:
     """SHA-256 of the key, 64 hexadecimal digits."""
     created: int
     """Unix time in seconds."""
+    weight: float = 1.0
+    """The tenant's share of the work relative to other tenants', over 0."""
+    kv_floor: float = 0.0
+    """Share of each replica's KV blocks that other tenants never take from it, 0 to 1."""
+    kv_ceiling: float = 1.0
+    """Share of each replica's KV blocks that it may hold at most; from its floor to 1."""
+
+    def check_policy(self) -> None:
+        """Raises ValueError for shares that are none."""
+        if not 0 < self.weight <= _MOST_WEIGHT:
+            raise ValueError(f"the weight of {self.name!r} is over 0 and at most {_MOST_WEIGHT:g}")
+        if not 0 <= self.kv_floor <= self.kv_ceiling <= 1 or self.kv_ceiling == 0:
+            raise ValueError(
+                f"floor and ceiling of {self.name!r} are from 0 to 1, the floor not above the ceiling"
+            )
 
 
 def default_keys_file() -> Path:
@@ -115,10 +132,16 @@ def _digest(key: str) -> str:
 
 def _parse(data: bytes) -> tuple[KeyRecord, ...]:
     records = tuple(
-        KeyRecord(name=str(item["name"]), hash=str(item["hash"]).lower(), created=int(item["created"]))
+        KeyRecord(
+            name=str(item["name"]),
+            hash=str(item["hash"]).lower(),
+            created=int(item["created"]),
+            **{share: float(item[share]) for share in _POLICY if share in item},
+        )
         for item in json.loads(data)["keys"]
     )
     for item in records:
+        item.check_policy()
         if len(bytes.fromhex(item.hash)) != hashlib.sha256().digest_size:
             raise ValueError(f"the hash of {item.name!r} is not a SHA-256")
     return records

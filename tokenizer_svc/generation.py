@@ -125,8 +125,11 @@ class Generation:
             tenant=request.tenant,
             priority=request.priority,
             cache_salt=request.cache_salt,
+            public_prefix_tokens=request.public_prefix_tokens,
             trace=trace,
         )
+        if request.HasField("tenant_policy"):
+            token_request.tenant_policy.CopyFrom(request.tenant_policy)
         if request.HasField("timeout_s"):
             token_request.timeout_s = request.timeout_s
         sequences = [self._sequence(index, request, prompt) for index in range(max(1, request.n))]

@@ -62,6 +62,13 @@ class GenerationRequest(BaseModel):
     cache_salt: str | None = Field(
         None, min_length=1, max_length=128, description="Narrows sharing of the prefix cache."
     )
+    public_prefix_tokens: int | None = Field(
+        None,
+        ge=0,
+        le=INT32_MAX,
+        description="Leading prompt tokens that are no secret: the prefix cache shares them with other keys that "
+        "say so too.",
+    )
     timeout: float | None = Field(
         None, gt=0, le=86400, description="Seconds by which the request should be finished."
     )

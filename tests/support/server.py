@@ -42,6 +42,11 @@ class Server:
         """Where HTTP is served."""
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def keys_file(self) -> Path:
+        """Where the keys are that it accepts beside its own."""
+        return self.sockets / "home" / "keys.json"
+
     def address(self, service: str) -> str:
         """The Unix socket of `tokenizer`, `scheduler` or `worker`."""
         return f"unix:{self.sockets}/{service}"
