@@ -12,7 +12,7 @@ import triton.language as tl
 from kernels import pdl
 from kernels.kv_scales import KvScales
 from kernels.paged_attention import DecodeWork
-from kernels.paged_attention.pages import token_offsets
+from kernels.paged_attention.pages import token_offsets, widened
 from kernels.paged_attention.plan import TILE
 
 _LOG2_E = 1.4426950408889634
@@ -130,6 +130,7 @@ def _decode_kernel(
         )
         if HAS_SCALES:
             scale_log2 *= tl.load(k_scales_ptr + head)
+            q = widened(q)
         out, largest, total = _attend_item(
             q, tables_ptr + row * table_stride, k_ptr + head * k_head_stride, v_ptr + head * v_head_stride,
             start, end, seen_from, k_block_stride, k_slot_stride, v_block_stride, v_slot_stride, scale_log2,

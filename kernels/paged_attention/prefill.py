@@ -12,12 +12,14 @@ import triton.language as tl
 from kernels import pdl
 from kernels.kv_scales import KvScales
 from kernels.paged_attention import QUERY_TILE, AttentionPlan, Chunks
-from kernels.paged_attention.pages import token_offsets
+from kernels.paged_attention.pages import token_offsets, widened
 
 _LOG2_E = 1.4426950408889634
 _LONG_CHUNK = 768
 # Queries and KV tokens of a tile, and warps: the best of a sweep (docs/performance.md).
 _LONG_TILES, _SHORT_TILES = (128, 128, 8), (64, 32, 4)
+# What widening takes of the registers leaves no room for more.
+_LONG_FP8_TILES = (128, 64, 8)
 
 
 @triton.jit
@@ -96,6 +98,7 @@ def _prefill_kernel(
         )
         if HAS_SCALES:
             scale_log2 *= tl.load(k_scales_ptr + kv_head)
+            q = widened(q)
         table_ptr = tables_ptr + row * table_stride
         k_head_ptr = k_ptr + kv_head * k_head_stride
         v_head_ptr = v_ptr + kv_head * v_head_stride
@@ -148,7 +151,8 @@ def prefill_attention(
     if not block_m:
         is_wide = dim_pad * q.element_size() > 256
         is_long = len(q) - plan.num_decoding > _LONG_CHUNK * len(chunks.query_lens)
-        block_m, block_n, num_warps = _LONG_TILES if is_long and not is_wide else _SHORT_TILES
+        long_tiles = _LONG_TILES if scales is None else _LONG_FP8_TILES
+        block_m, block_n, num_warps = long_tiles if is_long and not is_wide else _SHORT_TILES
     _prefill_kernel[(len(chunks.tile_chunks) * (QUERY_TILE // block_m), num_heads)](
         q, k_cache, v_cache, out, plan.block_tables, plan.context_lens, chunks.query_lens, chunks.query_starts,
         chunks.tile_chunks, chunks.tile_starts, plan.num_decoding, scale * _LOG2_E,
