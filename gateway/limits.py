@@ -27,6 +27,7 @@ class Limits:
     def check_completion(self, request: CompletionRequest) -> None:
         """Raise InvalidRequest, naming the parameter, if `request` asks for too much."""
         self._check_shared(request)
+        self._check_number("best_of", request.best_of, self.max_n)
         self._check_number("logprobs", request.logprobs, self.max_logprobs)
         self._check_length("prompt", request.prompts, self.max_prompts)
 

@@ -37,11 +37,15 @@ def completion_requests(request: CompletionRequest) -> list[tokenizer_pb2.TextRe
     """One request for each prompt of a completion, without what names them. Raises InvalidRequest."""
     if request.echo and request.logprobs is not None:
         raise InvalidRequest("echo together with logprobs is not supported: prompts have none", param="echo")
+    _check_best_of(request)
     shared = _text_request(request)
+    shared.n = request.num_computed
     shared.echo = bool(request.echo)
     shared.sampling.max_tokens = request.max_tokens or DEFAULT_MAX_TOKENS
     if request.logprobs is not None:
         shared.sampling.logprobs = request.logprobs
+    elif request.selects:
+        shared.sampling.logprobs = 0  # those of the chosen tokens, to choose by
     if request.add_special_tokens is not None:
         shared.add_special_tokens = request.add_special_tokens
     text_requests = []
@@ -122,6 +126,17 @@ def _sampling(request: GenerationRequest) -> types_pb2.SamplingParams:
         sampling.logit_bias_token_ids = pack_int32(token_ids)
         sampling.logit_bias_values = pack_float32(list(request.logit_bias.values()))
     return sampling
+
+
+def _check_best_of(request: CompletionRequest) -> None:
+    if request.num_computed < request.num_choices:
+        raise InvalidRequest(
+            f"best_of is {request.best_of}, less than n, which is {request.num_choices}", param="best_of"
+        )
+    if request.selects and request.stream:
+        raise InvalidRequest(
+            "best_of over n cannot be streamed: which choices are best is known at their end", param="best_of"
+        )
 
 
 def _check_tool_choice(request: ChatRequest) -> None:

@@ -33,7 +33,7 @@ class GatewaySettings(ServiceSettings):
         "with this one's in /metrics, comma-separated",
     )
     max_body_bytes: int = Field(8 * 2**20, ge=1024, description="longest request body, bytes")
-    max_n: int = Field(128, ge=1, description="most choices per prompt (n)")
+    max_n: int = Field(128, ge=1, description="most choices per prompt (n, best_of)")
     max_prompts: int = Field(1024, ge=1, description="most prompts in one completions request")
     max_stop: int = Field(16, ge=0, description="most stop strings, and most stop token ids")
     max_logprobs: int = Field(20, ge=0, description="most likeliest tokens returned per position")

@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 
 from gateway.answer import ChoiceDelta
+from gateway.best_of import best_choices
 from gateway.render.events import Envelope
 from gateway.render.logprobs import completion_logprobs
 from gateway.schemas.completions import CompletionRequest
@@ -22,6 +23,7 @@ class CompletionRenderer:
         self._token_ids = bool(request.return_token_ids)
         self._continuous = request.continuous_usage
         self._include_usage = request.include_usage
+        self._num_computed, self._num_returned = request.num_computed, request.num_choices
         self._plain = not (self._logprobs or self._token_ids or self._continuous)
         self._envelope = Envelope(self._head, include_usage=self._include_usage)
         self._text_end = b',"logprobs":null,"finish_reason":null}]' + self._envelope.closing
@@ -31,6 +33,8 @@ class CompletionRenderer:
 
     def whole(self, deltas: Sequence[ChoiceDelta]) -> bytes:
         """The body of the response."""
+        if self._num_computed > self._num_returned:
+            deltas = best_choices(deltas, computed=self._num_computed, returned=self._num_returned)
         choices = [self._choice(delta) for delta in deltas]
         return orjson.dumps({**self._head, "choices": choices, "usage": self._usage.to_dict()})
 

@@ -47,8 +47,21 @@ class CompletionRequest(GenerationRequest):
 
     prompt: Prompt
     echo: bool | None = None
+    best_of: int | None = Field(
+        None, ge=1, description="Choices to compute for each prompt; the n likeliest are returned."
+    )
     logprobs: int | None = Field(None, ge=0)
     add_special_tokens: bool | None = None
+
+    @property
+    def num_computed(self) -> int:
+        """Choices that are computed for each prompt, from which `num_choices` are returned."""
+        return self.num_choices if self.best_of is None else self.best_of
+
+    @property
+    def selects(self) -> bool:
+        """Whether more choices are computed than returned."""
+        return self.num_computed > self.num_choices
 
     @property
     def prompts(self) -> Sequence[str | list[int]]:

@@ -13,7 +13,6 @@ from quire.errors import InvalidRequest
 _BOTH: Mapping[str, tuple[Any, ...]] = {
     "allowed_token_ids": ([],),
     "bad_words": ([],),
-    "best_of": (1,),
     "ebnf": ("",),
     "guided_choice": (),
     "guided_grammar": (),
@@ -36,6 +35,7 @@ _BOTH: Mapping[str, tuple[Any, ...]] = {
 }
 _CHAT: Mapping[str, tuple[Any, ...]] = {
     "audio": (),
+    "best_of": (1,),
     "chat_template": (),
     "documents": ([],),
     "echo": (False,),

@@ -135,6 +135,32 @@ async def test_logprobs(gateway: RunningGateway, stream: bool) -> None:
     assert merged["top_logprobs"] == [{"rival": -3.0, "Hel": -0.5}, {"rival": -3.0, "lo": -0.25}]
 
 
+async def test_best_of_returns_the_likeliest_per_token_and_counts_all(gateway: RunningGateway) -> None:
+    means = {"a": (-2.0, -1.0, -3.0), "b": (-1.0, -2.0, -0.5)}
+
+    async def script(request: tokenizer_pb2.TextRequest, send: Send) -> None:
+        assert (request.n, request.sampling.logprobs) == (3, 0)
+        for sequence, mean in reversed(list(enumerate(means[request.text]))):
+            # The longer a choice, the lower its sum: only the mean puts them in order.
+            count = 2 + 3 * sequence
+            chosen = [tokenizer_pb2.TokenLogprob(token="x", logprob=mean)] * count
+            end = last(f"{request.text}{sequence}", sequence=sequence, num_tokens=count, logprobs=chosen)
+            send(end)
+
+    gateway.tokenizer.script = script
+    completion = await gateway.sdk.completions.create(model="tiny", prompt=["a", "b"], n=2, best_of=3)
+    choices = [(choice.index, choice.text, choice.logprobs) for choice in completion.choices]
+    assert choices == [(0, "a1", None), (1, "a0", None), (2, "b2", None), (3, "b0", None)]
+    assert completion.usage is not None
+    assert (completion.usage.prompt_tokens, completion.usage.completion_tokens) == (10, 2 * (2 + 5 + 8))
+
+
+async def test_best_of_that_chooses_nothing_streams_and_asks_for_no_logprobs(gateway: RunningGateway) -> None:
+    stream = await gateway.sdk.completions.create(model="tiny", prompt="Hi", n=2, best_of=2, stream=True)
+    assert {choice.index async for chunk in stream for choice in chunk.choices} == {0, 1}
+    assert not gateway.tokenizer.requests[0].sampling.HasField("logprobs")
+
+
 async def test_echo_and_token_ids(gateway: RunningGateway) -> None:
     async def script(request: tokenizer_pb2.TextRequest, send: Send) -> None:
         assert request.echo

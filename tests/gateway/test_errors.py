@@ -225,6 +225,10 @@ BAD_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"logprobs": 21}, "logprobs"),
     ({"logprobs": True}, "logprobs"),
     ({"echo": True, "logprobs": 1}, "echo"),
+    ({"best_of": 0}, "best_of"),
+    ({"best_of": 129}, "best_of"),
+    ({"n": 3, "best_of": 2}, "best_of"),
+    ({"best_of": 2, "stream": True}, "best_of"),
 ]
 
 
