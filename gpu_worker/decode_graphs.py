@@ -1,21 +1,17 @@
 """CUDA graphs of whole decode steps: the host launches one thing per step instead of hundreds."""
 
-import time
 from bisect import bisect_left
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
-import structlog
 import torch
 
 from gpu_worker.model_steps import ModelSteps
 from gpu_worker.row_sampling import DrawKind
 
-log = structlog.get_logger()
-
 _MOST_ROWS = 512
 _SIZES = (1, 2, 4, 8, 16, 24, 32, *range(48, 129, 16), *range(160, _MOST_ROWS + 1, 32))
-_REPORT_EVERY_S = 1.0
 
 
 def graph_sizes(max_rows: int) -> list[int]:
@@ -36,6 +32,9 @@ class DecodeGraphs:
         self._graphs: dict[tuple[int, DrawKind], torch.cuda.CUDAGraph] = {}
         self._logits = torch.empty(0)
 
+    def __len__(self) -> int:
+        return len(self._graphs)
+
     def size_for(self, num_rows: int) -> int | None:
         """The size as which a batch of `num_rows` runs; None where no graph is that large."""
         place = bisect_left(self._sizes, num_rows)
@@ -51,9 +50,8 @@ class DecodeGraphs:
         return self._logits[:size]
 
     @torch.inference_mode()
-    def capture(self, max_rows: int) -> None:
-        """Record every size and kind. No row may be in use."""
-        reported = time.perf_counter()
+    def capture(self, max_rows: int, on_progress: Callable[[float], None]) -> None:
+        """Record every size and kind; `on_progress` gets the share done. No row may be in use."""
         sizes = graph_sizes(max_rows)
         # Largest first: the smaller ones fit into its memory.
         wanted = list(product(reversed(sizes), DrawKind))
@@ -65,9 +63,7 @@ class DecodeGraphs:
             self._logits = torch.empty_like(self._steps.decode_logits(sizes[-1]))
             for number, (size, kind) in enumerate(wanted, start=1):
                 self._graphs[size, kind] = self._record(size, kind, pool)
-                if time.perf_counter() - reported > _REPORT_EVERY_S:
-                    reported = time.perf_counter()
-                    log.info("recording decode graphs", done=number, of=len(wanted))
+                on_progress(number / len(wanted))
         torch.cuda.synchronize()
         self._sizes = sizes
 

@@ -1,6 +1,6 @@
 """What a GPU's memory goes to: measured by running the largest steps before the KV cache is made."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -45,18 +45,17 @@ def explained(doing: str, remedy: str) -> Iterator[None]:
 def measure(
     decoder: Decoder,
     limits: worker_pb2.WorkerDescription,
-    *,
-    dtype: torch.dtype,
+    make_cache: Callable[[int], KvCache],
     device: torch.device,
 ) -> MemoryNeeds:
-    """Run the largest step, then the largest of those that are recorded, over a small cache."""
+    """Run the largest step, then the largest of those that are recorded, over a cache of few blocks."""
     tokens_per_row = max(
         1, min(limits.max_step_tokens // limits.max_rows, limits.model.max_model_len - _DECODED)
     )
     blocks_per_row = -(-(tokens_per_row + _DECODED) // limits.block_size)
     num_decoding = graph_sizes(limits.max_rows)[-1]
     torch.cuda.empty_cache()
-    cache = KvCache(decoder.config, limits.max_rows * blocks_per_row, limits.block_size, dtype, device)
+    cache = make_cache(limits.max_rows * blocks_per_row)
     reserved = torch.cuda.memory_reserved(device)
     torch.cuda.reset_peak_memory_stats(device)
     runner = ModelRunner(decoder, cache, limits=limits, device=device)

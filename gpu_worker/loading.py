@@ -1,21 +1,24 @@
 """From settings to a worker that can run: the checkpoint on its device, the KV cache, and the description."""
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import structlog
 import torch
 
 from gpu_worker.gpu_memory import explained, kv_budget, measure
 from gpu_worker.kv_cache import KvCache
+from gpu_worker.kv_calibration import calibrate
 from gpu_worker.memory import cpu_budget, num_kv_blocks, parse_bytes
 from gpu_worker.model_runner import ModelRunner
 from gpu_worker.models.architectures import DecoderConfig, decoder_config
 from gpu_worker.models.decoder import Decoder
 from gpu_worker.models.loader import dummy_parameters, load_parameters
 from gpu_worker.settings import WorkerSettings
+from gpu_worker.start_up import StartUp
 from gpu_worker.warm_up import warm_up
+from kernels.kv_scales import FP8
 from quire.errors import InvalidRequest, NotFound
 from quire.model_files import model_revision, read_json, resolve_model
 from quire.packing import pack_int32
@@ -34,6 +37,8 @@ class LoadedWorker:
     description: worker_pb2.WorkerDescription
     runner: ModelRunner
     cache: KvCache
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """What each phase of the start took."""
 
 
 def load(settings: WorkerSettings, worker_epoch: int, on_progress: Callable[[float], None]) -> LoadedWorker:
@@ -44,11 +49,15 @@ def load(settings: WorkerSettings, worker_epoch: int, on_progress: Callable[[flo
     raw_config = read_json(directory, "config.json")
     config = decoder_config(raw_config)
     dtype = _dtype(settings.dtype, config, device)
-    with explained("reading the weights", "use a smaller model, or a GPU that nobody else uses"):
+    start = StartUp(on_progress)
+    with (
+        start.phase("weights") as tell,
+        explained("reading the weights", "use a smaller model, or a GPU that nobody else uses"),
+    ):
         if settings.load_format == "dummy":
             parameters = dummy_parameters(config, dtype, device)
         else:
-            parameters = load_parameters(directory, config, dtype, device, on_progress)
+            parameters = load_parameters(directory, config, dtype, device, tell)
     description = _describe(settings, worker_epoch, config, dtype, device)
     description.weights_bytes = sum(tensor.nbytes for tensor in parameters.values())
     generation = read_json(directory, "generation_config.json") if _has_generation_config(directory) else {}
@@ -56,13 +65,16 @@ def load(settings: WorkerSettings, worker_epoch: int, on_progress: Callable[[flo
     description.model.eos_token_ids = pack_int32(_eos_token_ids(raw_config, generation, config.vocab_size))
     decoder = Decoder(config, parameters, description.model.max_model_len)
     del parameters
-    cache = _kv_cache(settings, decoder, description, dtype, device)
+    with start.phase("memory"):
+        cache = _kv_cache(settings, decoder, description, dtype, device)
     runner = ModelRunner(decoder, cache, limits=description, device=device)
     if device.type == "cuda":
-        with explained("recording decode steps", "lower gpu_memory_utilization or max_rows"):
-            log.info("steps recorded", seconds=round(runner.capture_graphs(), 2))
-            warm_up(runner)
-    return LoadedWorker(description, runner, cache)
+        with explained("recording steps", "lower gpu_memory_utilization or max_rows"):
+            with start.phase("graphs") as tell:
+                runner.capture_graphs(tell)
+            with start.phase("warm_up") as tell:
+                warm_up(runner, tell)
+    return LoadedWorker(description, runner, cache, start.seconds)
 
 
 def _describe(
@@ -108,24 +120,33 @@ def _kv_cache(
     """The cache in its final size, which the description gets."""
     config, block_size = decoder.config, description.block_size
     max_model_len = description.model.max_model_len
+    is_fp8 = settings.kv_cache_dtype == "fp8"
+    scales = calibrate(decoder, max_model_len, dtype, device) if is_fp8 else None
+    itemsize = FP8.itemsize if is_fp8 else dtype.itemsize
+    if is_fp8:
+        description.capabilities.append("kv_fp8")
+
+    def make_cache(num_blocks: int) -> KvCache:
+        return KvCache(config, num_blocks, block_size, dtype, device, scales)
+
     if settings.kv_cache_memory:
         budget = parse_bytes(settings.kv_cache_memory)
     elif device.type == "cuda":
         with explained("running the largest step", "lower max_step_tokens or max_rows"):
-            needs = measure(decoder, description, dtype=dtype, device=device)
+            needs = measure(decoder, description, make_cache, device)
         budget = kv_budget(needs, settings.gpu_memory_utilization)
         log.info("memory measured", activations_mib=needs.activations >> 20, graphs_mib=needs.graphs >> 20)
     else:
         max_rows = description.max_rows
         budget = cpu_budget(
-            config, dtype.itemsize, block_size=block_size, max_rows=max_rows, max_model_len=max_model_len
+            config, itemsize, block_size=block_size, max_rows=max_rows, max_model_len=max_model_len
         )
-    block_bytes = KvCache.block_bytes(config, block_size, dtype.itemsize)
+    block_bytes = KvCache.block_bytes(config, block_size, itemsize)
     num_blocks = num_kv_blocks(budget, block_bytes, block_size=block_size, max_model_len=max_model_len)
     description.num_blocks = num_blocks
     description.kv_cache_bytes = num_blocks * block_bytes
     with explained("making the KV cache", "lower gpu_memory_utilization or kv_cache_memory"):
-        return KvCache(config, num_blocks, block_size, dtype, device)
+        return make_cache(num_blocks)
 
 
 def _has_generation_config(directory: os.PathLike[str]) -> bool:

@@ -6,6 +6,7 @@ done, chunks without queries and tiles past their chunk's end. Large batches kee
 
 import time
 from bisect import bisect_left
+from collections.abc import Callable
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -69,6 +70,9 @@ class MixedGraphs:
         self._graphs: dict[MixedSize, _Graph] = {}
         self._logits = torch.empty(0)
 
+    def __len__(self) -> int:
+        return len(self._graphs)
+
     def size_for(self, batch: StepBatch) -> MixedSize | None:
         """The size as which a batch runs; None where no graph is that large, or nothing is prefilled."""
         tokens = bisect_left(self._tokens, batch.num_prefilled)
@@ -111,8 +115,8 @@ class MixedGraphs:
         return self._logits
 
     @torch.inference_mode()
-    def capture(self, max_rows: int, max_step_tokens: int) -> None:
-        """Record every size that fits. No row may be in use."""
+    def capture(self, max_rows: int, max_step_tokens: int, on_progress: Callable[[float], None]) -> None:
+        """Record every size that fits; `on_progress` gets the share done. No row may be in use."""
         tokens = [size for size in _TOKENS if size <= max_step_tokens]
         decoding = [size for size in _DECODING if size <= max_rows]
         pool = torch.cuda.graph_pool_handle()
@@ -120,8 +124,9 @@ class MixedGraphs:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             sizes = [MixedSize(*pair) for pair in product(reversed(tokens), reversed(decoding))]
-            for size in sizes:
+            for number, size in enumerate(sizes, start=1):
                 self._graphs[size] = self._record(size, pool)
+                on_progress(number / len(sizes))
             self._tokens = [size for size in tokens if self._is_worth_it(MixedSize(size, 0))]
         torch.cuda.synchronize()
         self._decoding = decoding

@@ -6,8 +6,7 @@ device, so commands queue up on a GPU. After a command that breaks the protocol 
 caller ends the stream, and `clear`s them for the next one.
 """
 
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,6 +33,8 @@ from quire.v1 import worker_pb2
 
 # One that runs, two that wait on the device, one whose result is being read.
 _SLOTS = 4
+_DECODE_GRAPHS = 0.7
+"""Share of the time for recording that decode steps take, roughly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +66,20 @@ class ModelRunner:
         self._mixed_graphs = MixedGraphs(self._steps, self._device_rows.fill_row, device)
         self.steps_executed = 0
 
-    def capture_graphs(self) -> float:
-        """Record steps, on a GPU; returns seconds. Without it they are launched kernel by kernel."""
-        started = time.perf_counter()
-        self._graphs.capture(self.limits.max_rows)
-        self._mixed_graphs.capture(self.limits.max_rows, self.limits.max_step_tokens)
-        return time.perf_counter() - started
+    def capture_graphs(self, on_progress: Callable[[float], None]) -> None:
+        """Record steps, on a GPU; without it they are launched kernel by kernel. `on_progress` gets the share done."""
+        limits = self.limits
+        self._graphs.capture(limits.max_rows, lambda share: on_progress(share * _DECODE_GRAPHS))
+        self._mixed_graphs.capture(
+            limits.max_rows,
+            limits.max_step_tokens,
+            lambda share: on_progress(_DECODE_GRAPHS + share * (1 - _DECODE_GRAPHS)),
+        )
+
+    @property
+    def num_graphs(self) -> int:
+        """Steps recorded."""
+        return len(self._graphs) + len(self._mixed_graphs)
 
     def clear(self) -> None:
         """Remove every row; blocks keep their content."""

@@ -100,7 +100,9 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             weights_mib=loaded.description.weights_bytes >> 20,
             kv_cache_tokens=loaded.description.num_blocks * loaded.description.block_size,
             kv_cache_mib=loaded.description.kv_cache_bytes >> 20,
+            graphs=loaded.runner.num_graphs,
             seconds=round(time.monotonic() - started, 2),
+            **{f"{phase}_s": round(seconds, 2) for phase, seconds in loaded.seconds.items()},
         )
         await self.rpc.set_serving(True)
         if self._redis is not None:

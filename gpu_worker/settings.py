@@ -49,6 +49,10 @@ class WorkerSettings(ServiceSettings):
         description="size of the KV cache, such as 2GiB; empty: on a GPU what is left, on a CPU every row at a quarter "
         "of max_model_len, at most a quarter of the memory that is free",
     )
+    kv_cache_dtype: Literal["auto", "fp8"] = Field(
+        "auto",
+        description="of the KV cache; auto: that of the weights, fp8: e4m3 with a scale per head, for twice the tokens",
+    )
     gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="share of the GPU's memory for weights, activations and KV cache"
     )

@@ -1,5 +1,6 @@
 """Steps of every kind before the first request, so that none waits for a kernel's compilation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gpu_worker.model_runner import ModelRunner
@@ -44,9 +45,9 @@ class _Places:
         return added
 
 
-def warm_up(runner: ModelRunner) -> None:
-    """Prefill and decode with every kind of sampling; leaves no row behind."""
-    for sampling in _SAMPLING:
+def warm_up(runner: ModelRunner, on_progress: Callable[[float], None]) -> None:
+    """Prefill and decode with every kind of sampling; leaves no row behind. `on_progress` gets the share done."""
+    for number, sampling in enumerate(_SAMPLING, start=1):
         places = _Places(runner.limits)
         for lengths in _LENGTHS:
             added = [row for length in lengths if (row := places.add(length, sampling)) is not None]
@@ -59,3 +60,4 @@ def warm_up(runner: ModelRunner) -> None:
             runner.launch(command).wait()
         runner.launch(worker_pb2.StepCommand(decode_steps=1)).wait()
         runner.clear()
+        on_progress(number / len(_SAMPLING))

@@ -43,8 +43,8 @@ async def worker_progress(stub: "worker_pb2_grpc.WorkerAsyncStub") -> str:
     except grpc.aio.AioRpcError:
         return "starting services"
     if status.state == types_pb2.SERVICE_STATE_STARTING:
-        return f"loading weights: {status.load_progress:.0%}"
-    return "weights loaded"
+        return f"loading the model: {status.load_progress:.0%}"
+    return "model loaded"
 
 
 def flags(values: Mapping[str, object]) -> list[str]:

@@ -133,12 +133,12 @@ class Decoder:
             -1, config.num_heads + 2 * config.num_kv_heads, config.head_dim
         )
         q, k, v = torch.split(qkv, [config.num_heads, config.num_kv_heads, config.num_kv_heads], dim=1)
-        keys, values = cache.keys[index], cache.values[index]
+        keys, values, scales = cache.keys[index], cache.values[index], cache.scales[index]
         q = rope_kv_write(
             q, k, v, self._cos_sin, inputs.positions, inputs.slots, keys, values,
-            layer.q_norm, layer.k_norm, config.rms_norm_eps,
+            layer.q_norm, layer.k_norm, config.rms_norm_eps, scales,
         )  # fmt: skip
-        out = paged_attention(q, keys, values, inputs.plan, self._scale, config.windows[index])
+        out = paged_attention(q, keys, values, inputs.plan, self._scale, config.windows[index], scales)
         return out.reshape(len(x), -1)
 
 
