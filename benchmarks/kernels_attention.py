@@ -19,9 +19,10 @@ import torch
 
 from kernels.bench.rooflines import rooflines
 from kernels.bench.timing import graph_us
-from kernels.paged_attention import AttentionPlan, Chunks, query_tiles
+from kernels.paged_attention import QUERY_TILE, AttentionPlan, Chunks, query_tiles
 from kernels.paged_attention.decode import decode_attention
 from kernels.paged_attention.kernel import plan_attention
+from kernels.paged_attention.plan import plan_decode
 from kernels.paged_attention.prefill import prefill_attention
 
 _DEVICE = "cuda"
@@ -29,6 +30,7 @@ _KV_HEADS = 8
 _HEAD_DIM = 128
 # More than the second-level cache holds, in all.
 _BYTES_IN_TURN = 256 << 20
+_MOST_TOKENS_HELD = 192
 DECODE = [
     (1, 256),
     (1, 1024),
@@ -90,11 +92,18 @@ def make(lengths: list[int], query_lens: list[int], group: int, block_size: int)
 
 
 def decode_call(batch: Batch, options: dict[str, Any]) -> Callable[[], object]:
-    plan = batch.plan
-    assert plan.decode is not None
+    plan, work = batch.plan, batch.plan.decode
+    assert work is not None
+    tiles = dict(options)
+    programs_per_sm = tiles.pop("programs_per_sm", 0)
+    if programs_per_sm:
+        rows, heads = len(plan.context_lens), batch.q.shape[1]
+        work = plan_decode(
+            plan.context_lens, rows, heads, _KV_HEADS, _HEAD_DIM, programs_per_sm=programs_per_sm
+        )
     return partial(
-        decode_attention, batch.q, batch.k_cache, batch.v_cache, plan.block_tables, plan.context_lens, plan.decode,
-        batch.out, _HEAD_DIM**-0.5, None, **options,
+        decode_attention, batch.q, batch.k_cache, batch.v_cache, plan.block_tables, plan.context_lens, work,
+        batch.out, _HEAD_DIM**-0.5, None, **tiles,
     )  # fmt: skip
 
 
@@ -109,16 +118,22 @@ def prefill_call(batch: Batch, options: dict[str, Any]) -> Callable[[], object]:
 def decode_options(sweep: bool) -> Iterator[dict[str, int]]:
     yield {}
     if sweep:
-        for tile, warps, stages in product((32, 64, 128), (2, 4, 8), (2, 3, 4)):
-            if tile * stages <= 320:
-                yield {"tile": tile, "num_warps": warps, "num_stages": stages}
+        for tile, warps, stages in product((32, 64, 128), (2, 4), (2, 3, 4)):
+            if tile * (stages - 1) > _MOST_TOKENS_HELD:
+                continue
+            # A plan's own choice needs no other code, so it costs no compilation.
+            for programs in (2, 3, 5, 8):
+                yield {"tile": tile, "num_warps": warps, "num_stages": stages, "programs_per_sm": programs}
 
 
-def prefill_options(sweep: bool) -> Iterator[dict[str, int]]:
+def prefill_options(sweep: bool, group: int, is_short: bool) -> Iterator[dict[str, int]]:
     yield {}
     if sweep:
-        for m, n, warps, stages in product((64, 128), (32, 64, 128), (4, 8), (2, 3)):
-            yield {"block_m": m, "block_n": n, "num_warps": warps, "num_stages": stages}
+        # Other tiles were slower in every case of an earlier sweep.
+        shapes = [(64, 32, 4), (64, 64, 4), (128, 64, 8), (128, 128, 8)]
+        packs = [pack for pack in (1, 2, 4) if group % pack == 0 and (is_short or pack == 1)]
+        for (m, n, warps), pack, stages in product(shapes, packs, (2, 3)):
+            yield {"block_m": m, "block_n": n, "num_warps": warps, "pack": pack, "num_stages": stages}
 
 
 def measure(
@@ -135,7 +150,8 @@ def measure(
         lengths, query_lens = [whole] * chunks, [length] * chunks
         pairs = chunks * (length * (whole - length) + length * (length + 1) // 2)
         work = 4 * group * _KV_HEADS * _HEAD_DIM * pairs
-        call, choices, copies = prefill_call, prefill_options(sweep), 1
+        call, copies = prefill_call, 1
+        choices = prefill_options(sweep, group, length < QUERY_TILE)
     batches = [make(lengths, query_lens, group, block_size) for _ in range(copies)]
     for options in choices:
         try:

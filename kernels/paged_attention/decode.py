@@ -12,11 +12,12 @@ import triton.language as tl
 from kernels import pdl
 from kernels.kv_scales import KvScales
 from kernels.paged_attention import DecodeWork
-from kernels.paged_attention.pages import token_offsets, widened
+from kernels.paged_attention.pages import tile_blocks, token_offsets, widened
 from kernels.paged_attention.plan import TILE
 
 _LOG2_E = 1.4426950408889634
-_MERGED_ELEMENTS = 1 << 13
+# More would set the registers of every program, and with them how many fit: 228 against 152 a thread for groups of 8.
+_MERGED_PER_THREAD = 64
 _MOST_AT_ONCE = 16
 _MANY_ROWS = 128
 
@@ -33,10 +34,13 @@ def _attend_item(
     largest = tl.full([GROUP_PAD], float("-inf"), tl.float32)
     total = tl.zeros([GROUP_PAD], tl.float32)
     out = tl.zeros([GROUP_PAD, DIM_PAD], tl.float32)
+    blocks = tile_blocks(table_ptr, start, end, BLOCK_SIZE, TILE)
     for tile_start in tl.range(start, end, TILE, num_stages=STAGES):
         tokens = tile_start + tl.arange(0, TILE)
         seen = (tokens < end) & (tokens >= seen_from)
-        k_offsets = token_offsets(table_ptr, tile_start, end, k_block_stride, k_slot_stride, BLOCK_SIZE, TILE)
+        k_offsets = token_offsets(blocks, tile_start, k_block_stride, k_slot_stride, BLOCK_SIZE, TILE)
+        v_offsets = token_offsets(blocks, tile_start, v_block_stride, v_slot_stride, BLOCK_SIZE, TILE)
+        blocks = tile_blocks(table_ptr, tile_start + TILE, end, BLOCK_SIZE, TILE)
         keys = tl.load(
             k_ptr + k_offsets[None, :] + columns[:, None], mask=seen[None, :] & in_head[:, None], other=0.0
         ).to(q.dtype)
@@ -47,7 +51,6 @@ def _attend_item(
         shift = tl.where(new_largest == float("-inf"), 0.0, new_largest)
         weights = tl.exp2(scores - shift[:, None])
         shrink = tl.exp2(largest - shift)
-        v_offsets = token_offsets(table_ptr, tile_start, end, v_block_stride, v_slot_stride, BLOCK_SIZE, TILE)
         values = tl.load(
             v_ptr + v_offsets[:, None] + columns[None, :], mask=seen[:, None] & in_head[None, :], other=0.0
         ).to(q.dtype)
@@ -171,16 +174,22 @@ def decode_attention(
     scales: KvScales | None = None,
     *,
     tile: int = 0,
-    num_warps: int = 2,
+    num_warps: int = 0,
     num_stages: int = 2,
+    merged_per_thread: int = _MERGED_PER_THREAD,
 ) -> None:
-    """Attention of the first rows of a batch, those that `work` is of, into out [at least rows, heads, d]."""
+    """Attention of the first rows of a batch, those that `work` is of, into out [at least rows, heads, d].
+
+    A program holds num_stages - 1 tiles of keys and of values.
+    """
     num_heads, head_dim = q.shape[1], q.shape[2]
     num_kv_heads, block_size = k_cache.shape[1], k_cache.shape[2]
     group = num_heads // num_kv_heads
     dim_pad = triton.next_power_of_2(head_dim)
+    # Two warps do not have the registers for wide heads.
+    num_warps = num_warps or (4 if dim_pad * q.element_size() > 256 else 2)
     group_block = triton.next_power_of_2(group)
-    at_once = max(1, min(_MOST_AT_ONCE, _MERGED_ELEMENTS // (group_block * dim_pad)))
+    at_once = max(1, min(_MOST_AT_ONCE, merged_per_thread * 32 * num_warps // (group_block * dim_pad)))
     # Measured: many short programs for many rows, so long as a tile is not mostly the queries' own cost.
     tile = tile or (TILE // 2 if group <= 2 and len(work.arrived) >= _MANY_ROWS else TILE)
     _decode_kernel[(work.items.shape[1], num_kv_heads)](

@@ -1,23 +1,34 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
-"""Where tokens lie: the addresses of a tile's keys and values in the cache, and how a tile is weighed."""
+"""Where tokens lie: the addresses of a tile's keys and values in the cache, and the type in which keys are met.
+
+A tile's blocks are looked up while the tile before it is worked on. A load of keys whose address is itself loaded in
+the same turn of a loop takes two of the loop's stages, so that Triton keeps fewer tiles in flight than asked for.
+"""
 
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def token_offsets(
-    table_ptr, start, end, block_stride, slot_stride, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr
-):
-    """Offsets [BLOCK_N] int64 of tokens from `start`, a multiple of BLOCK_N, in one head; those from `end` on are
-    arbitrary, but of a block that exists."""
-    tokens = start + tl.arange(0, BLOCK_N)
+def tile_blocks(table_ptr, start, end, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Blocks int32 of tokens from `start`, a multiple of BLOCK_N: one where they share it, else [BLOCK_N]; those of
+    tokens from `end` on are arbitrary, but exist."""
     if BLOCK_SIZE % BLOCK_N == 0:
-        block = tl.load(table_ptr + start // BLOCK_SIZE).to(tl.int64)
+        blocks = tl.load(table_ptr + start // BLOCK_SIZE, mask=start < end, other=0)
+    else:
+        tokens = start + tl.arange(0, BLOCK_N)
+        blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens < end, other=0)
+    return blocks
+
+
+@triton.jit
+def token_offsets(blocks, start, block_stride, slot_stride, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Offsets [BLOCK_N] int64 in one head of the tokens whose `tile_blocks` are given."""
+    if BLOCK_SIZE % BLOCK_N == 0:
         slots = start % BLOCK_SIZE + tl.arange(0, BLOCK_N)
-        return block * block_stride + slots * slot_stride
-    blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens < end, other=0).to(tl.int64)
-    return blocks * block_stride + (tokens % BLOCK_SIZE) * slot_stride
+    else:
+        slots = (start + tl.arange(0, BLOCK_N)) % BLOCK_SIZE
+    return blocks.to(tl.int64) * block_stride + slots * slot_stride
 
 
 @triton.jit

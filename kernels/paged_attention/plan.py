@@ -61,11 +61,17 @@ def _plan_kernel(
 
 
 def plan_decode(
-    context_lens: torch.Tensor, num_rows: int, num_heads: int, num_kv_heads: int, head_dim: int
+    context_lens: torch.Tensor,
+    num_rows: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    *,
+    programs_per_sm: int = _PROGRAMS_PER_SM,
 ) -> DecodeWork:
     """The work of the first `num_rows` rows, of which there is at least one."""
     device = context_lens.device
-    programs = _PROGRAMS_PER_SM * _num_sms(device.index or 0 if device.type == "cuda" else -1)
+    programs = programs_per_sm * _num_sms(device.index or 0 if device.type == "cuda" else -1)
     most_items = num_rows + triton.cdiv(programs, num_kv_heads)
     items = torch.empty((5, most_items), dtype=torch.int32, device=device)
     arrived = torch.empty((num_rows, num_kv_heads), dtype=torch.int32, device=device)

@@ -1,8 +1,9 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """Triton: attention of chunks of prompts over pages (Dao, "FlashAttention-2", 2023).
 
-A program does one tile of a chunk's queries for one head. Tiles of KV that every query sees whole come first, without
-masks; then those on the diagonal. A window makes all of them masked.
+A program does some of a chunk's queries for one head, or, of a chunk with few, for several heads that share keys and
+values. Tiles of KV that every query sees whole come first, without masks; then those on the diagonal. A window makes
+all of them masked.
 """
 
 import torch
@@ -12,7 +13,7 @@ import triton.language as tl
 from kernels import pdl
 from kernels.kv_scales import KvScales
 from kernels.paged_attention import QUERY_TILE, AttentionPlan, Chunks
-from kernels.paged_attention.pages import token_offsets, widened
+from kernels.paged_attention.pages import tile_blocks, token_offsets, widened
 
 _LOG2_E = 1.4426950408889634
 _LONG_CHUNK = 768
@@ -29,14 +30,12 @@ def _attend_tiles(
     DIM_PAD: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     columns = tl.arange(0, DIM_PAD)
+    blocks = tile_blocks(table_ptr, start, end, BLOCK_SIZE, BLOCK_N)
     for tile_start in tl.range(start, end, BLOCK_N, num_stages=STAGES):
         tokens = tile_start + tl.arange(0, BLOCK_N)
-        k_offsets = token_offsets(
-            table_ptr, tile_start, end, k_block_stride, k_slot_stride, BLOCK_SIZE, BLOCK_N
-        )
-        v_offsets = token_offsets(
-            table_ptr, tile_start, end, v_block_stride, v_slot_stride, BLOCK_SIZE, BLOCK_N
-        )
+        k_offsets = token_offsets(blocks, tile_start, k_block_stride, k_slot_stride, BLOCK_SIZE, BLOCK_N)
+        v_offsets = token_offsets(blocks, tile_start, v_block_stride, v_slot_stride, BLOCK_SIZE, BLOCK_N)
+        blocks = tile_blocks(table_ptr, tile_start + BLOCK_N, end, BLOCK_SIZE, BLOCK_N)
         k_at = k_ptr + k_offsets[None, :] + columns[:, None]
         v_at = v_ptr + v_offsets[:, None] + columns[None, :]
         if MASKED:
@@ -74,28 +73,30 @@ def _prefill_kernel(
     k_head_stride, k_slot_stride, v_block_stride, v_head_stride, v_slot_stride, k_scales_ptr, v_scales_ptr,
     WINDOW: tl.constexpr, NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     DIM_PAD: tl.constexpr, BLOCK_SIZE: tl.constexpr, QUERY_TILE: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, STAGES: tl.constexpr, HAS_SCALES: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_N: tl.constexpr, PACK: tl.constexpr, STAGES: tl.constexpr, HAS_SCALES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    PARTS: tl.constexpr = QUERY_TILE // BLOCK_M
+    QUERIES: tl.constexpr = BLOCK_M // PACK
+    PARTS: tl.constexpr = QUERY_TILE // QUERIES
     tile = tl.program_id(0) // PARTS
-    head = tl.program_id(1)
-    kv_head = head // (NUM_HEADS // KV_HEADS)
+    first_head = tl.program_id(1) * PACK
+    kv_head = first_head // (NUM_HEADS // KV_HEADS)
     pdl.wait(PDL)
     chunk = tl.load(tile_chunks_ptr + tile).to(tl.int64)
     query_len = tl.load(query_lens_ptr + chunk)
-    start = tl.load(tile_starts_ptr + tile) + (tl.program_id(0) % PARTS) * BLOCK_M
+    start = tl.load(tile_starts_ptr + tile) + (tl.program_id(0) % PARTS) * QUERIES
     if start < query_len:
         row = first_row + chunk
         context_len = tl.load(context_lens_ptr + row)
-        queries = start + tl.arange(0, BLOCK_M)
+        members = tl.arange(0, BLOCK_M)
+        queries = start + members % QUERIES
+        heads = first_head + members // QUERIES
         first_position = context_len - query_len + start
         positions = context_len - query_len + queries
         columns = tl.arange(0, DIM_PAD)
         mask = (queries < query_len)[:, None] & (columns < HEAD_DIM)[None, :]
         rows = tl.load(query_starts_ptr + chunk).to(tl.int64) + queries
-        q = tl.load(
-            q_ptr + rows[:, None] * q_row_stride + head * HEAD_DIM + columns[None, :], mask=mask, other=0.0
-        )
+        q_at = q_ptr + (rows * q_row_stride + heads * HEAD_DIM)[:, None] + columns[None, :]
+        q = tl.load(q_at, mask=mask, other=0.0)
         if HAS_SCALES:
             scale_log2 *= tl.load(k_scales_ptr + kv_head)
             q = widened(q)
@@ -114,7 +115,7 @@ def _prefill_kernel(
                 k_block_stride, k_slot_stride, v_block_stride, v_slot_stride, scale_log2, False, 0, HEAD_DIM,
                 DIM_PAD, BLOCK_SIZE, BLOCK_N, STAGES,
             )  # fmt: skip
-        end = tl.minimum(context_len, first_position + BLOCK_M)
+        end = tl.minimum(context_len, first_position + QUERIES)
         out, largest, total = _attend_tiles(
             out, largest, total, q, positions, table_ptr, k_head_ptr, v_head_ptr, masked_from, end,
             k_block_stride, k_slot_stride, v_block_stride, v_slot_stride, scale_log2, True, WINDOW, HEAD_DIM,
@@ -122,10 +123,22 @@ def _prefill_kernel(
         )  # fmt: skip
         if HAS_SCALES:
             out *= tl.load(v_scales_ptr + kv_head)
-        at = out_ptr + rows[:, None] * (NUM_HEADS * HEAD_DIM) + head * HEAD_DIM + columns[None, :]
+        at = out_ptr + ((rows * NUM_HEADS + heads) * HEAD_DIM)[:, None] + columns[None, :]
         # Queries past the chunk's end may have seen nothing.
         total = tl.where(total == 0.0, 1.0, total)
         tl.store(at, (out / total[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def _tiles(
+    q: torch.Tensor, num_queries: int, num_chunks: int, group: int, has_scales: bool
+) -> tuple[int, int, int, int]:
+    """Queries times heads of a tile, its KV tokens, warps, and the heads."""
+    is_wide = triton.next_power_of_2(q.shape[2]) * q.element_size() > 256
+    if num_queries > _LONG_CHUNK * num_chunks and not is_wide:
+        return (*(_LONG_FP8_TILES if has_scales else _LONG_TILES), 1)
+    # Places of a tile that no query would fill take other heads' queries, as far as the group divides.
+    room = _SHORT_TILES[0] // triton.next_power_of_2(triton.cdiv(num_queries, num_chunks))
+    return (*_SHORT_TILES, max(1, min(room, group & -group)))
 
 
 def prefill_attention(
@@ -142,6 +155,7 @@ def prefill_attention(
     block_m: int = 0,
     block_n: int = 0,
     num_warps: int = 0,
+    pack: int = 1,
     num_stages: int = 2,
 ) -> None:
     """Attention of the chunks of a batch into their places of out [queries, heads, d]."""
@@ -149,17 +163,20 @@ def prefill_attention(
     num_kv_heads, block_size = k_cache.shape[1], k_cache.shape[2]
     dim_pad = triton.next_power_of_2(head_dim)
     if not block_m:
-        is_wide = dim_pad * q.element_size() > 256
-        is_long = len(q) - plan.num_decoding > _LONG_CHUNK * len(chunks.query_lens)
-        long_tiles = _LONG_TILES if scales is None else _LONG_FP8_TILES
-        block_m, block_n, num_warps = long_tiles if is_long and not is_wide else _SHORT_TILES
-    _prefill_kernel[(len(chunks.tile_chunks) * (QUERY_TILE // block_m), num_heads)](
+        block_m, block_n, num_warps, pack = _tiles(
+            q,
+            len(q) - plan.num_decoding,
+            len(chunks.query_lens),
+            num_heads // num_kv_heads,
+            scales is not None,
+        )
+    _prefill_kernel[(len(chunks.tile_chunks) * (QUERY_TILE * pack // block_m), num_heads // pack)](
         q, k_cache, v_cache, out, plan.block_tables, plan.context_lens, chunks.query_lens, chunks.query_starts,
         chunks.tile_chunks, chunks.tile_starts, plan.num_decoding, scale * _LOG2_E,
         q.stride(0), plan.block_tables.stride(0),
         k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
         v_cache.stride(0), v_cache.stride(1), v_cache.stride(2), *(scales or (q, q)),
         WINDOW=window or 0, NUM_HEADS=num_heads, KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, DIM_PAD=dim_pad,
-        BLOCK_SIZE=block_size, QUERY_TILE=QUERY_TILE, BLOCK_M=block_m, BLOCK_N=block_n,
+        BLOCK_SIZE=block_size, QUERY_TILE=QUERY_TILE, BLOCK_M=block_m, BLOCK_N=block_n, PACK=pack,
         STAGES=num_stages, HAS_SCALES=scales is not None, num_warps=num_warps, **pdl.options(),
     )  # fmt: skip

@@ -23,6 +23,7 @@ BATCHES: list[tuple[list[int], list[tuple[int, int]]]] = [
     ([37, 0, 1, 128, 0], []),
     ([], [(5, 5), (130, 130)]),
     ([50, 0], [(20, 70), (64, 64), (3, 40)]),
+    ([], [(2, 50), (1, 1), (3, 90)]),
 ]
 IMPLEMENTATIONS = [reference, kernel]
 

@@ -1,0 +1,131 @@
+"""Compiles what the attention kernels launch for a Hopper GPU, on a machine that has none.
+
+    python -m tests.support.hopper_compiler
+
+Prints JSON: for each launch its name, and the shared memory that it takes in bytes or the error. A process of its own,
+because in the tests' process Triton interprets.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kernels import pdl
+from kernels.kv_scales import FP8, KvScales
+from kernels.paged_attention import AttentionPlan, DecodeWork, decode, prefill
+from tests.support.attention_batch import chunks_of
+
+_HOPPER = GPUTarget("cuda", 90, 32)
+_OPTIONS = ("num_warps", "launch_pdl")
+_KV_HEADS = 2
+_TYPES = {
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float32: "*fp32",
+    torch.int32: "*i32",
+    FP8: "*fp8e4nv",
+}
+
+
+class Recorder:
+    """Stands for a kernel, and compiles where it would launch."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self.shared = 0
+
+    def __getitem__(self, grid: object) -> Callable[..., None]:
+        return self._compile
+
+    def _compile(self, *arguments: Any, **keywords: Any) -> None:
+        options = {name: keywords.pop(name) for name in _OPTIONS}
+        names = self.kernel.arg_names
+        signature = dict.fromkeys(names, "constexpr")
+        attributes = {}
+        for index, value in enumerate(arguments):
+            is_tensor = isinstance(value, torch.Tensor)
+            number_type = "i32" if isinstance(value, int) else "fp32"
+            signature[names[index]] = _TYPES[value.dtype] if is_tensor else number_type
+            if is_tensor or (isinstance(value, int) and value % 16 == 0):
+                attributes[(index,)] = [["tt.divisibility", 16]]
+        constants = {(names.index(name),): value for name, value in keywords.items()}
+        source = ASTSource(self.kernel, signature, constants, attributes)
+        self.shared = triton.compile(source, target=_HOPPER, options=options).metadata.shared
+
+
+def inputs(dtype: torch.dtype, head_dim: int, group: int, block_size: int, cache: torch.dtype) -> list[Any]:
+    """q of 8 rows, and the caches."""
+    q = torch.empty(8, _KV_HEADS * group, head_dim, dtype=dtype)
+    return [q, *(torch.empty(64, _KV_HEADS, block_size, head_dim, dtype=cache) for _ in range(2))]
+
+
+def scales_for(cache: torch.dtype) -> KvScales | None:
+    return KvScales(torch.ones(_KV_HEADS), torch.ones(_KV_HEADS)) if cache is FP8 else None
+
+
+def compile_decode(tensors: list[Any], **options: int) -> int:
+    """Bytes of shared memory."""
+    q, k, v = tensors
+    tables, lens = torch.zeros(8, 16, dtype=torch.int32), torch.zeros(8, dtype=torch.int32)
+    sums = torch.empty(16, q.shape[1])
+    work = DecodeWork(
+        torch.empty(5, 16, dtype=torch.int32), torch.empty(8, _KV_HEADS, dtype=torch.int32),
+        torch.empty(16, *q.shape[1:]), sums, sums,
+    )  # fmt: skip
+    with mock.patch.object(decode, "_decode_kernel", Recorder(decode._decode_kernel)) as recorder:
+        decode.decode_attention(q, k, v, tables, lens, work, q, 0.1, None, scales_for(k.dtype), **options)
+    return recorder.shared
+
+
+def compile_prefill(tensors: list[Any], query_lens: list[int]) -> int:
+    """Bytes of shared memory."""
+    _, k, v = tensors
+    q = torch.empty(sum(query_lens), *tensors[0].shape[1:], dtype=tensors[0].dtype)
+    tables, lens = torch.zeros(len(query_lens), 16, dtype=torch.int32), torch.tensor(query_lens).int()
+    chunks = chunks_of(query_lens, first=0)
+    plan = AttentionPlan(tables, lens, 0, chunks, None)
+    with mock.patch.object(prefill, "_prefill_kernel", Recorder(prefill._prefill_kernel)) as recorder:
+        prefill.prefill_attention(q, k, v, plan, chunks, q, 0.1, None, scales_for(k.dtype))
+    return recorder.shared
+
+
+def launches() -> dict[str, Callable[[], int]]:
+    """Blocks smaller than a tile and larger, every type, short chunks and long ones; decoding at several depths."""
+    bfloat16 = torch.bfloat16
+    found: dict[str, Callable[[], int]] = {}
+    for block_size in (16, 128):
+        for cache in (bfloat16, FP8):
+            tensors = inputs(bfloat16, 128, 4, block_size, cache)
+            name = f"{cache} block {block_size}"
+            found[f"decode {name}"] = lambda tensors=tensors: compile_decode(tensors)  # type: ignore[misc]
+            found[f"short {name}"] = lambda tensors=tensors: compile_prefill(tensors, [9, 30])  # type: ignore[misc]
+            found[f"long {name}"] = lambda tensors=tensors: compile_prefill(tensors, [1024])  # type: ignore[misc]
+    narrow = inputs(torch.float16, 80, 3, 32, torch.float16)
+    found["decode odd shape"] = lambda: compile_decode(narrow)
+    found["short odd shape"] = lambda: compile_prefill(narrow, [9, 30])
+    tensors = inputs(bfloat16, 128, 4, 16, bfloat16)
+    for stages in (2, 3, 4):
+        found[f"stages {stages}"] = lambda stages=stages: compile_decode(tensors, num_stages=stages)  # type: ignore[misc]
+    return found
+
+
+def main() -> None:
+    """Compile everything."""
+    results: dict[str, int | str] = {}
+    with mock.patch.object(pdl, "options", return_value={"PDL": True, "launch_pdl": True}):
+        for name, compiled in launches().items():
+            try:
+                results[name] = compiled()
+            except Exception as error:  # each launch is one line of the report
+                results[name] = f"{error!r:.500}"
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
