@@ -1,8 +1,10 @@
 """The Scheduler service: sessions with tokenizers, calls for outside clients, and the process around them."""
 
 import asyncio
+import signal
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -68,6 +70,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
             self._index,
             self._settlement,
             worker_hang_s=settings.worker_hang_s,
+            flight_record_bytes=settings.flight_record_bytes,
             on_change=self._announce,
             on_fault=self._fail,
         )
@@ -82,6 +85,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
 
     async def start(self) -> None:
         """Listen, and look for the workers."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, self._dump_flight_record)
         await self.rpc.start([SERVICE_NAME])
         self._address = self._settings.advertise or reachable_address(self.rpc.address)
         static = {address: address for address in self._settings.workers}
@@ -154,7 +158,17 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
 
     def _fail(self, error: BaseException) -> None:
         log.critical("the scheduler's core failed", exc_info=error)
+        self._dump_flight_record()
         self._shutdown.fail(f"the scheduler's core failed: {error}")
+
+    def _dump_flight_record(self) -> None:
+        try:
+            path = self._step_loop.dump_flight_record(Path(self._settings.flight_record_dir))
+        except OSError as error:
+            log.error("the flight record could not be written", error=str(error))
+            return
+        if path is not None:
+            log.warning("flight record written", path=str(path))
 
     async def _report_health(self) -> None:
         """SERVING while requests would be: a worker is connected, and nobody asked us to leave."""

@@ -1,5 +1,7 @@
 """What the scheduler service can be told."""
 
+import tempfile
+
 from pydantic import Field, ValidationInfo, field_validator
 
 from quire.settings import CommaSeparated, ServiceSettings
@@ -62,6 +64,15 @@ class SchedulerSettings(ServiceSettings):
         _DEFAULT.short_prompt_tokens,
         ge=0,
         description="prompts of at most so many tokens to compute are not held up by longer ones",
+    )
+    flight_record_bytes: int = Field(
+        64 * 2**20,
+        ge=0,
+        description="bytes of the scheduler's latest inputs that are kept for a dump on SIGUSR2 or a fault, prompts "
+        "among them; 0: none",
+    )
+    flight_record_dir: str = Field(
+        tempfile.gettempdir(), description="directory for dumps of the flight recorder"
     )
     max_sequences_per_request: int = Field(
         _DEFAULT.max_sequences_per_request, ge=1, description="largest n of a request"

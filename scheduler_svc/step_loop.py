@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -18,6 +19,7 @@ from scheduler_svc.core.limits import Limits
 from scheduler_svc.core.replica import Replica
 from scheduler_svc.core.scheduler import Scheduler
 from scheduler_svc.endings import EndingReporter
+from scheduler_svc.flight_recorder import RecordedScheduler
 from scheduler_svc.leases import TakeEpoch
 from scheduler_svc.prefix_index import PrefixIndex
 from scheduler_svc.redirection import describe
@@ -41,10 +43,15 @@ class StepLoop:
         settlement: Settlement,
         *,
         worker_hang_s: float,
+        flight_record_bytes: int = 0,
         on_change: Callable[[], None],
         on_fault: Callable[[BaseException], None],
     ) -> None:
-        self.scheduler = Scheduler(limits)
+        self.scheduler = (
+            RecordedScheduler(limits, max_bytes=flight_record_bytes)
+            if flight_record_bytes
+            else Scheduler(limits)
+        )
         self.draining = False
         self._worker_hang_s = worker_hang_s
         self._on_change = on_change
@@ -86,6 +93,14 @@ class StepLoop:
         """Tokens per KV block, 0 before a worker has described itself."""
         abilities = self.scheduler.abilities
         return abilities.block_size if abilities is not None else 0
+
+    def dump_flight_record(self, directory: Path) -> Path | None:
+        """Write what the recorder has to a new file there; None where nothing is recorded. Raises OSError."""
+        if not isinstance(self.scheduler, RecordedScheduler):
+            return None
+        path = directory / f"quire-flight-{os.getpid()}-{time.time_ns()}.pickle"
+        self.scheduler.dump(path)
+        return path
 
     def describe(self, address: str) -> dict[str, Any]:
         """This scheduler's entry in the registry."""

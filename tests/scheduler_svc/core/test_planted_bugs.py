@@ -1,6 +1,7 @@
 """A test of the tests: each of these bugs, planted in the core, must be found by the random histories."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from scheduler_svc.core import block_hash, commands, scheduler, sequence
 from scheduler_svc.core.block_pool import BlockPool
 from scheduler_svc.core.replica import InFlight, Replica
 from scheduler_svc.core.scheduler import Scheduler
+from scheduler_svc.flight_recorder import replay
 from tests.scheduler_svc.core.test_scheduler_properties import explore
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -138,3 +140,12 @@ def test_a_planted_bug_is_found(plant: Plant, finding: str, monkeypatch: pytest.
     plant(monkeypatch)
     with pytest.raises((AssertionError, ProtocolViolation), match=finding):
         explore(300, 60, derandomize=True, shrink=False)
+
+
+def test_a_failure_leaves_a_record_that_replays(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost_cancel(monkeypatch)
+    with pytest.raises((AssertionError, ProtocolViolation)) as caught:
+        explore(300, 60, derandomize=True, shrink=False)
+    found = replay(Path(caught.value.__notes__[-1].rpartition(" ")[2]))
+    assert found.first_difference == ""
+    assert found.num_commands > 0

@@ -1,7 +1,10 @@
 """Whatever happens in whatever order: tokens exact, ends once, nothing leaked, the protocol kept, the ledger right."""
 
 import sys
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -61,6 +64,7 @@ class Events(RuleBasedStateMachine):
     """Arrivals, steps, cancels, stop strings, deadlines, preemptions (by small pools), lost and restarted workers."""
 
     world: World
+    latest: ClassVar[World]
 
     @initialize(
         num_blocks=st.sampled_from([18, 24, 60]),
@@ -70,7 +74,7 @@ class Events(RuleBasedStateMachine):
         max_decode_steps=st.sampled_from([1, 4]),
     )
     def begin(self, **sizes: int) -> None:
-        self.world = World(**sizes)
+        self.world = Events.latest = World(**sizes)
         self.next_key = 1
 
     @rule(arriving=st.lists(arrivals, min_size=1, max_size=4), feed=feeds)
@@ -165,7 +169,14 @@ def explore(examples: int, steps: int, *, derandomize: bool = False, shrink: boo
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )
-    run_state_machine_as_test(Events, settings=profile)
+    try:
+        run_state_machine_as_test(Events, settings=profile)
+    except BaseException as error:
+        # The last example that ran is the smallest that fails.
+        path = Path(tempfile.mkdtemp(prefix="quire-flight-")) / "record"
+        Events.latest.scheduler.dump(path)
+        error.add_note(f"its flight record, for `python -m benchmarks.replay`: {path}")
+        raise
 
 
 def test_any_order_of_events() -> None:

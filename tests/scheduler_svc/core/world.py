@@ -12,8 +12,8 @@ from quire.packing import pack_int32, unpack_int32, unpack_uint32
 from quire.v1 import scheduler_pb2, types_pb2, worker_pb2
 from scheduler_svc.core.limits import Limits
 from scheduler_svc.core.replica import Replica
-from scheduler_svc.core.scheduler import Scheduler
 from scheduler_svc.core.sequence import QueueCause, Sequence
+from scheduler_svc.flight_recorder import RecordedScheduler
 from tests.scheduler_svc.core.ownership import Ownership
 
 # What tenants are entitled to, where they are entitled to anything.
@@ -92,7 +92,7 @@ class World:
             max_decode_steps=max_decode_steps,
             decode_burst_s=1.0,
         )
-        self.scheduler = Scheduler(limits)
+        self.scheduler = RecordedScheduler(limits, max_bytes=1 << 30)
         self._sizes = {"num_blocks": num_blocks, "max_rows": max_rows}
         self._epoch = 0
         self.workers: dict[str, FakeWorker] = {}

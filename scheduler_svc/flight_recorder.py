@@ -1,0 +1,183 @@
+"""The flight recorder: what went into the core and what came out, as far back as there is room for.
+
+The core is deterministic, so a copy of its state and the calls made since give every command again, byte by byte
+(`python -m benchmarks.replay FILE`). Two segments are kept, each a state and the calls after it; when the newer one
+is full the older one goes. A dump holds the prompts of its requests, and reading one runs code, as pickles do: take it
+only from whom you would take a program.
+"""
+
+import os
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import wraps
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+from quire.errors import QuireError
+from quire.v1 import worker_pb2
+from scheduler_svc.core.limits import Limits
+from scheduler_svc.core.routing import Route, cheapest
+from scheduler_svc.core.scheduler import Scheduler
+
+FORMAT = 1
+# A call's tuple, names and numbers, beside its messages.
+_CALL_BYTES = 300
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(slots=True)
+class Call:
+    """One call into the core."""
+
+    method: str
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    outcome: worker_pb2.StepCommand | str | None = None
+    """Of `schedule`, the command; of any call that was refused, the error's name."""
+
+
+@dataclass(slots=True)
+class Segment:
+    """A state of the core, pickled, and the calls since."""
+
+    state: bytes
+    calls: list[Call] = field(default_factory=list)
+    num_bytes: int = 0
+
+
+def _recorded(method: Callable[Concatenate[Scheduler, P], R]) -> Callable[Concatenate[Any, P], R]:
+    """The method, each call of which is kept before it is made."""
+
+    name = method.__name__
+
+    @wraps(method)
+    def recorded(scheduler: Any, *arguments: P.args, **keywords: P.kwargs) -> R:
+        if scheduler.is_inside:
+            return getattr(Scheduler, name)(scheduler, *arguments, **keywords)  # type: ignore[no-any-return]
+        call = scheduler.note(name, arguments, keywords)
+        scheduler.is_inside = True
+        try:
+            result: R = getattr(Scheduler, name)(scheduler, *arguments, **keywords)
+        except QuireError as error:
+            call.outcome = type(error).__name__
+            raise
+        finally:
+            scheduler.is_inside = False
+        if isinstance(result, worker_pb2.StepCommand):
+            call.outcome = result
+        return result
+
+    # It is called as the method is, whatever `wraps` makes of its first argument's name.
+    return cast("Callable[Concatenate[Any, P], R]", recorded)
+
+
+class RecordedScheduler(Scheduler):
+    """The core, each call into which is kept, in at most about `max_bytes` and two copies of its state."""
+
+    def __init__(self, limits: Limits, *, max_bytes: int, route: Route = cheapest) -> None:
+        super().__init__(limits, route)
+        self._max_bytes = max_bytes
+        self.is_inside = False
+        """Whether a call is being made: those that it makes itself are the core's own business."""
+        self._older: Segment | None = None
+        self._newer: Segment | None = None
+
+    def dump(self, path: Path) -> int:
+        """Write what is kept to `path`, for its owner's eyes only; returns the number of calls. Raises OSError."""
+        segment = self._older or self._newer or Segment(self._state())
+        calls = list(segment.calls)
+        if segment is self._older and self._newer is not None:
+            calls += self._newer.calls
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            pickle.dump({"format": FORMAT, "state": segment.state, "calls": calls}, file)
+        return len(calls)
+
+    def note(self, method: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Call:
+        """Keep a call that is about to be made."""
+        call = Call(method, arguments, keywords)
+        if self._newer is None or self._is_full(self._newer):
+            self._older, self._newer = self._newer, Segment(self._state())
+        self._newer.calls.append(call)
+        sizes = (part.ByteSize() for part in call.arguments if hasattr(part, "ByteSize"))
+        self._newer.num_bytes += _CALL_BYTES + sum(sizes)
+        return call
+
+    def _is_full(self, segment: Segment) -> bool:
+        # Copying the state takes a while, so it is done in a quiet moment if one comes in time.
+        quarter = self._max_bytes // 4
+        return segment.num_bytes > (quarter if self.num_requests == 0 else 2 * quarter)
+
+    def _state(self) -> bytes:
+        """The core alone, pickled."""
+        core = object.__new__(Scheduler)
+        core.__dict__.update(self.__dict__)
+        for own in ("_max_bytes", "_older", "_newer", "is_inside"):
+            del core.__dict__[own]
+        return pickle.dumps(core)
+
+    attach = _recorded(Scheduler.attach)
+    detach = _recorded(Scheduler.detach)
+    drain = _recorded(Scheduler.drain)
+    forget = _recorded(Scheduler.forget)
+    add = _recorded(Scheduler.add)
+    cancel = _recorded(Scheduler.cancel)
+    finish = _recorded(Scheduler.finish)
+    cancel_client = _recorded(Scheduler.cancel_client)
+    expire = _recorded(Scheduler.expire)
+    schedule = _recorded(Scheduler.schedule)
+    apply = _recorded(Scheduler.apply)
+    take_updates = _recorded(Scheduler.take_updates)
+    take_endings = _recorded(Scheduler.take_endings)
+
+
+def replay(path: Path) -> "Replay":
+    """Read a dump and make its calls again. Raises ValueError for a file that is none, OSError."""
+    try:
+        with path.open("rb") as file:
+            content = pickle.load(file)  # noqa: S301 (see the module's docstring)
+        recorded_format = content["format"]
+    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no flight record: {error}") from None
+    if recorded_format != FORMAT:
+        raise ValueError(f"{path} has format {recorded_format}; this program reads {FORMAT}")
+    scheduler: Scheduler = pickle.loads(content["state"])  # noqa: S301
+    found = Replay()
+    for number, call in enumerate(content["calls"]):
+        found.num_calls += 1
+        if not _is_same(_make(scheduler, call, found), call.outcome):
+            found.first_difference = f"call {number}, {call.method}{call.arguments[:1]}"
+            return found
+    return found
+
+
+@dataclass(slots=True)
+class Replay:
+    """What came of making recorded calls again."""
+
+    num_calls: int = 0
+    num_commands: int = 0
+    first_difference: str = ""
+    """The first call whose command or refusal is another; empty if all are the same."""
+
+
+def _make(scheduler: Scheduler, call: Call, found: Replay) -> worker_pb2.StepCommand | str | None:
+    try:
+        result = getattr(scheduler, call.method)(*call.arguments, **call.keywords)
+    except QuireError as error:
+        return type(error).__name__
+    if isinstance(result, worker_pb2.StepCommand):
+        found.num_commands += 1
+        return result
+    return None
+
+
+def _is_same(
+    made: worker_pb2.StepCommand | str | None, recorded: worker_pb2.StepCommand | str | None
+) -> bool:
+    if isinstance(made, worker_pb2.StepCommand) and isinstance(recorded, worker_pb2.StepCommand):
+        return made.SerializeToString(deterministic=True) == recorded.SerializeToString(deterministic=True)
+    return made == recorded
