@@ -173,7 +173,7 @@ class InstantWorker(worker_pb2_grpc.WorkerServicer):
         self, request: types_pb2.DrainRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> types_pb2.DrainResponse:
         if self._shutdown is not None:
-            self._shutdown.request("Drain was called")
+            self._shutdown.drain(request.timeout_s)
         return types_pb2.DrainResponse()
 
     async def Run(  # noqa: N802

@@ -5,13 +5,14 @@ import gc
 import signal
 import sys
 from collections.abc import Callable
+from math import inf
 from typing import NoReturn, Protocol, TypeVar
 
 import structlog
 import uvloop
 
 from quire import telemetry
-from quire.errors import QuireError
+from quire.errors import InvalidRequest, QuireError
 from quire.logging import configure_logging
 from quire.metrics import serve_metrics
 from quire.parent import follow_parent
@@ -42,6 +43,19 @@ class Shutdown:
         self._event = asyncio.Event()
         self._immediate = asyncio.Event()
         self.failure: str | None = None
+        self.grace_s: float | None = None
+        """Seconds that running requests get, where whoever asked said so."""
+
+    def drain(self, timeout_s: float) -> None:
+        """As `Drain` asks: leave with exit code 0 after at most so many seconds; 0: the service's own grace period.
+
+        Raises InvalidRequest for a time that is none. Asking again changes nothing.
+        """
+        if not 0 <= timeout_s < inf:
+            raise InvalidRequest("timeout_s must be 0 or more", param="timeout_s")
+        if not self._event.is_set():
+            self.grace_s = timeout_s or None
+            self.request("Drain was called")
 
     def request(self, reason: str) -> None:
         """Drain and leave with exit code 0. A second request leaves without draining further."""
@@ -106,7 +120,8 @@ async def _live(name: str, build: Callable[[S, Shutdown], Service], settings: S)
         log.info("listening", address=settings.listen)
         await shutdown.wait()
         if shutdown.failure is None:
-            await _drain(service, settings.grace_s, shutdown)
+            grace_s = settings.grace_s if shutdown.grace_s is None else shutdown.grace_s
+            await _drain(service, grace_s, shutdown)
     finally:
         try:
             async with asyncio.timeout(_STOP_LIMIT_S):

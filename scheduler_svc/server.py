@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import structlog
 
-from quire.errors import Internal, InvalidRequest, QuireError, from_proto
+from quire.errors import Internal, QuireError, from_proto
 from quire.packing import unpack_uint32
 from quire.redis_client import TIMEOUT_S, RedisFailure, open_redis
 from quire.registry import Registration, reachable_address
@@ -328,9 +328,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         self, request: types_pb2.DrainRequest, context: Context
     ) -> types_pb2.DrainResponse:
         """Begin to leave."""
-        if not request.timeout_s >= 0:
-            raise InvalidRequest("timeout_s must be 0 or more", param="timeout_s")
-        self._shutdown.request("Drain was called")
+        self._shutdown.drain(request.timeout_s)
         return types_pb2.DrainResponse(num_requests=self._step_loop.scheduler.num_requests)
 
 

@@ -232,5 +232,5 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
         self, request: types_pb2.DrainRequest, context: Context
     ) -> types_pb2.DrainResponse:
         """Begin to leave."""
-        self._shutdown.request("Drain was called")
+        self._shutdown.drain(request.timeout_s)
         return types_pb2.DrainResponse(num_requests=self._schedulers.num_live)

@@ -26,9 +26,12 @@ class Example:
         if self.settings.mode == "late-failure":
             self.shutdown.fail("the weights are torn")
         print("started", flush=True)
+        if self.settings.mode == "drained-by-call":
+            self.shutdown.drain(0.05)
+            self.shutdown.drain(0)
     async def drain(self):
         print("draining", flush=True)
-        if self.settings.mode == "never-drains":
+        if self.settings.mode in ("never-drains", "drained-by-call"):
             await asyncio.Event().wait()
         print("drained", flush=True)
     async def stop(self):
@@ -57,6 +60,12 @@ def test_sigterm_drains_then_stops_with_status_zero(tmp_path: Path) -> None:
     process.terminate()
     out, _ = process.communicate()
     assert (process.returncode, out.split()) == (0, ["draining", "drained", "stopped"])
+
+
+def test_a_drain_call_says_how_long_it_may_take_and_asking_again_changes_nothing(tmp_path: Path) -> None:
+    process = start(tmp_path, "--mode", "drained-by-call", "--grace-s", "3600")
+    out, _ = process.communicate()
+    assert (process.returncode, out.split()) == (0, ["started", "draining", "stopped"])
 
 
 def test_a_second_signal_gives_up_the_drain(tmp_path: Path) -> None:
