@@ -15,8 +15,8 @@ class Delta:
     """What a command says of rows and blocks; nothing but its lengths is checked yet."""
 
     remove_rows: list[int]
-    append_rows: list[int]
-    append_counts: list[int]
+    append_rows: NDArray[np.int64]
+    append_counts: NDArray[np.int64]
     append_block_ids: NDArray[np.int32]
     copy_from: NDArray[np.int32]
     copy_to: NDArray[np.int32]
@@ -29,8 +29,8 @@ def unpack_delta(command: worker_pb2.StepCommand) -> Delta:
     try:
         delta = Delta(
             remove_rows=unpack_uint32(command.remove_rows).tolist(),
-            append_rows=unpack_uint32(command.append_rows).tolist(),
-            append_counts=unpack_uint32(command.append_num_blocks).tolist(),
+            append_rows=unpack_uint32(command.append_rows).astype(np.int64),
+            append_counts=unpack_uint32(command.append_num_blocks).astype(np.int64),
             append_block_ids=unpack_int32(command.append_block_ids),
             copy_from=unpack_int32(command.copy_from_block_ids),
             copy_to=unpack_int32(command.copy_to_block_ids),

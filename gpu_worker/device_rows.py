@@ -97,9 +97,11 @@ class RowChanges:
         padded[: len(stop_ids)] = stop_ids
         self._stop_ids.append(padded)
 
-    def add_blocks(self, row: int, start: int, block_ids: NDArray[np.int32]) -> None:
-        """A row's block table grows, from entry `start`."""
-        self._places.append(row * self._max_blocks + np.arange(start, start + len(block_ids)))
+    def add_blocks(
+        self, rows: NDArray[np.int64] | int, columns: NDArray[np.int64], block_ids: NDArray[np.int32]
+    ) -> None:
+        """Entries of block tables: at each row and column, or all of one row, stands an id now."""
+        self._places.append(rows * self._max_blocks + columns)
         self._blocks.append(block_ids)
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:

@@ -95,7 +95,7 @@ class MixedGraphs:
         attention_rows[size.decoding : size.decoding + len(chunk_rows)] = chunk_rows
         filled = {
             **prefill,
-            "decode_rows": np.array(batch.rows[:num_decoding], np.int64),
+            "decode_rows": batch.rows[:num_decoding],
             "attention_rows": attention_rows,
             "sample_at": sample_at,
             "query_starts": prefill["query_starts"] + shift,

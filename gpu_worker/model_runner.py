@@ -96,16 +96,15 @@ class ModelRunner:
         applied = self._apply(command, delta)
         self._check_blocks(delta, command.decode_steps)
         batch = lay_out(self.rows, delta.prefill_rows, delta.prefill_counts, command.decode_steps)
-        rows = np.array(batch.rows, np.uint32)
-        plan = self._sampling.plan(batch.rows, self.rows.num_issued[rows])
-        num_steps = command.decode_steps if batch.rows else 0
+        plan = self._sampling.plan(batch.rows, self.rows.num_issued[batch.rows])
+        num_steps = command.decode_steps if len(batch.rows) else 0
         if batch.prefill:
             num_steps = max(1, num_steps)
         self.rows.count_issued(batch.rows, num_steps)
         self.steps_executed += num_steps
         outline = CommandOutline(
-            command.step_id, rows, self.rows.epochs[rows], plan.num_logprobs, num_steps, batch.num_decoding,
-            batch.num_prefilled, applied.failures,
+            command.step_id, batch.rows.astype(np.uint32), self.rows.epochs[batch.rows], plan.num_logprobs,
+            num_steps, batch.num_decoding, batch.num_prefilled, applied.failures,
         )  # fmt: skip
         return self._launch(delta, applied, batch, plan, outline)
 
@@ -128,12 +127,11 @@ class ModelRunner:
         for added in command.add_rows:
             self._add_row(added, applied)
         self.rows.check_appendable(delta.append_rows, delta.append_counts, len(delta.append_block_ids))
-        start = 0
-        for row, count in zip(delta.append_rows, delta.append_counts, strict=True):
-            block_ids = delta.append_block_ids[start : start + count]
-            applied.changes.add_blocks(row, int(self.rows.num_blocks[row]), block_ids)
-            self.rows.append_blocks(row, block_ids)
-            start += count
+        if len(delta.append_rows):
+            rows, columns = self.rows.append_blocks(
+                delta.append_rows, delta.append_counts, delta.append_block_ids
+            )
+            applied.changes.add_blocks(rows, columns, delta.append_block_ids)
         return applied
 
     def _add_row(self, added: worker_pb2.RowAdd, applied: Applied) -> None:
@@ -148,7 +146,8 @@ class ModelRunner:
             applied.failures.append(RowFailure(row, added.epoch, problem))
             return
         self._sampling.add(added, applied.changes)
-        applied.changes.add_blocks(row, 0, unpack_int32(added.block_ids))
+        block_ids = unpack_int32(added.block_ids)
+        applied.changes.add_blocks(row, np.arange(len(block_ids)), block_ids)
         if self._sampling.is_penalised(row):
             applied.counted.append(added)
 
@@ -178,10 +177,11 @@ class ModelRunner:
         mixed = {"mixed": self._mixed_graphs.pack(batch, mixed_size)} if mixed_size else batch.prefill
         slot = self._slots.take()
         try:
-            fill = [self._device_rows.fill_row] * ((graph_size or num_rows) - num_rows)
-            control = [self._slots.first_step(slot) - 1, *batch.rows, *fill]
+            control = np.full(1 + (graph_size or num_rows), self._device_rows.fill_row)
+            control[0] = self._slots.first_step(slot) - 1
+            control[1 : 1 + num_rows] = batch.rows
             staged = slot.upload(
-                {"control": np.array(control, np.int64)}
+                {"control": control}
                 | applied.changes.arrays()
                 | _other_arrays(delta, applied)
                 | mixed

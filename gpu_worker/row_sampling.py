@@ -127,16 +127,20 @@ class RowSampling:
         """Whether a row needs its tokens counted."""
         return bool(self._is_penalised[row])
 
-    def plan(self, rows: list[int], num_tokens: NDArray[np.int64]) -> DrawPlan:
-        """For a batch of `rows`, whose tokens before its first step are at least `num_tokens` [n]."""
+    def plan(self, rows: NDArray[np.int64], num_tokens: NDArray[np.int64]) -> DrawPlan:
+        """For a batch of `rows` [n], whose tokens before its first step are at least `num_tokens` [n]."""
         is_early = num_tokens < self._stops_from[rows]
         edits: dict[str, NDArray[np.generic]] = {}
-        biased = [(entry, *self._bias[row]) for entry, row in enumerate(rows) if row in self._bias]
+        biased = []
+        if self._bias:
+            biased = [
+                (entry, *self._bias[row]) for entry, row in enumerate(rows.tolist()) if row in self._bias
+            ]
         if biased:
             edits["bias_entries"] = _repeat([(entry, len(ids)) for entry, ids, _ in biased])
             edits["bias_tokens"] = np.concatenate([ids for _, ids, _ in biased]).astype(np.int64)
             edits["bias_values"] = np.concatenate([values for _, _, values in biased])
-        early = [(entry, self._stop_ids[rows[entry]]) for entry in np.flatnonzero(is_early).tolist()]
+        early = [(entry, self._stop_ids[int(rows[entry])]) for entry in np.flatnonzero(is_early).tolist()]
         if any(len(ids) for _, ids in early):
             edits["early_entries"] = _repeat([(entry, len(ids)) for entry, ids in early])
             edits["early_tokens"] = np.concatenate([ids for _, ids in early]).astype(np.int64)

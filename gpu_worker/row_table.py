@@ -94,7 +94,10 @@ class RowTable:
         self._max_total[row] = added.max_total_tokens
         self._tokens[row] = unpack_int32(added.token_ids)
         self.num_issued[row] = len(self._tokens[row])
-        self.append_blocks(row, unpack_int32(added.block_ids))
+        block_ids = unpack_int32(added.block_ids)
+        self._block_table[row, : len(block_ids)] = block_ids
+        np.add.at(self._block_refs, block_ids, 1)
+        self.num_blocks[row] = len(block_ids)
 
     def fail(self, row: int) -> None:
         """The row computes nothing more, until it is removed."""
@@ -107,22 +110,33 @@ class RowTable:
 
     # -- blocks
 
-    def check_appendable(self, rows: list[int], counts: list[int], num_block_ids: int) -> None:
-        """Rows in use, whose tables have room."""
-        if len(rows) != len(counts) or sum(counts) != num_block_ids or len(set(rows)) != len(rows):
+    def check_appendable(
+        self, rows: NDArray[np.int64], counts: NDArray[np.int64], num_block_ids: int
+    ) -> None:
+        """Rows in use, named once each, whose tables have room; int64 [n] both."""
+        if (
+            len(rows) != len(counts)
+            or int(counts.sum()) != num_block_ids
+            or len(np.unique(rows)) != len(rows)
+        ):
             raise InvalidRequest("append: the columns disagree, or name a row twice")
-        for row, count in zip(rows, counts, strict=True):
-            if row >= self.max_rows or not self.used[row]:
-                raise InvalidRequest(f"append: row {row} is not in use")
-            if self.num_blocks[row] + count > self.max_blocks:
-                raise InvalidRequest(f"append: the block table of row {row} is full")
+        known = rows[rows < self.max_rows]
+        if len(known) < len(rows) or not self.used[known].all():
+            raise InvalidRequest(f"append: not all of the rows {rows.tolist()} are in use")
+        if (self.num_blocks[rows] + counts > self.max_blocks).any():
+            raise InvalidRequest(f"append: a block table of the rows {rows.tolist()} is full")
 
-    def append_blocks(self, row: int, block_ids: NDArray[np.int32]) -> None:
-        """Let a row's block table grow."""
-        start = int(self.num_blocks[row])
-        self._block_table[row, start : start + len(block_ids)] = block_ids
+    def append_blocks(
+        self, rows: NDArray[np.int64], counts: NDArray[np.int64], block_ids: NDArray[np.int32]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Let the block tables of some rows grow, each by as many ids as its count; where they went: rows, columns."""
+        places = np.repeat(rows, counts)
+        firsts = self.num_blocks[rows] - (np.cumsum(counts) - counts)
+        columns = np.repeat(firsts, counts) + np.arange(len(block_ids))
+        self._block_table[places, columns] = block_ids
         np.add.at(self._block_refs, block_ids, 1)
-        self.num_blocks[row] += len(block_ids)
+        self.num_blocks[rows] += counts
+        return places, columns
 
     def slots(self, row: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the KV of some positions of a row goes: block * block_size + offset."""
@@ -170,12 +184,11 @@ class RowTable:
         self.decoding[row] = True
         return tokens[start:], start, True
 
-    def decoding_rows(self) -> list[int]:
+    def decoding_rows(self) -> NDArray[np.int64]:
         """Rows that take part in the next decode step, unless they are done: past their prompt, with room."""
-        rows = self.used & self.decoding & ~self.failed & (self.num_issued < self._max_total)
-        return np.flatnonzero(rows).tolist()
+        return np.flatnonzero(self.used & self.decoding & ~self.failed & (self.num_issued < self._max_total))
 
-    def count_issued(self, rows: list[int], num_steps: int) -> None:
+    def count_issued(self, rows: NDArray[np.int64], num_steps: int) -> None:
         """Each of `rows` gets a token from each of the steps that are run now, as long as it has room."""
         self.num_issued[rows] = np.minimum(self.num_issued[rows] + num_steps, self._max_total[rows])
 

@@ -13,7 +13,7 @@ from kernels.paged_attention import query_tiles
 class StepBatch:
     """In the first step come the decoding rows, a token each, then the chunks; in later ones `rows` decode."""
 
-    rows: list[int]
+    rows: NDArray[np.int64]
     """Those that sample: the decoding ones, then those whose prompt ends."""
     num_decoding: int
     """How many of `rows` decode from the first step on."""
@@ -29,7 +29,7 @@ def lay_out(
     table: RowTable, prefill_rows: list[int], prefill_counts: list[int], decode_steps: int
 ) -> StepBatch:
     """Take the chunks from their rows. What was asked for has been checked; rows that failed are left out."""
-    decoding = table.decoding_rows() if decode_steps else []
+    decoding = table.decoding_rows() if decode_steps else np.empty(0, np.int64)
     chunk_rows, counts, ends, ending, sample_at = [], [], [], [], list(range(len(decoding)))
     tokens, positions, slots = [], [], []
     num_tokens = len(decoding)
@@ -55,7 +55,7 @@ def lay_out(
             "prefill_tokens": np.concatenate(tokens),
             "prefill_positions": np.concatenate(positions),
             "prefill_slots": np.concatenate(slots),
-            "attention_rows": np.array(decoding + chunk_rows, np.int64),
+            "attention_rows": np.concatenate((decoding, np.array(chunk_rows, np.int64))),
             "query_lens": np.array(counts, np.int32),
             "query_starts": np.cumsum([len(decoding), *counts[:-1]], dtype=np.int32),
             "tile_chunks": tile_chunks,
@@ -63,4 +63,5 @@ def lay_out(
             "chunk_ends": np.array(ends, np.int32),
             "sample_at": np.array(sample_at, np.int64),
         }
-    return StepBatch(decoding + ending, len(decoding), sum(counts), prefill)
+    rows = np.concatenate((decoding, np.array(ending, np.int64))) if ending else decoding
+    return StepBatch(rows, len(decoding), sum(counts), prefill)
