@@ -100,10 +100,13 @@ class Driver:
 def measure(driver: Driver, batch: int, context: int) -> dict[str, Any]:
     """One batch size."""
     output = _STEPS * (_COMMANDS + 4) + 2
+    activity = ProfilerActivity.CUDA if torch.cuda.is_available() else ProfilerActivity.CPU
     prefill_s = driver.add(batch, context, output)
+    driver.clear()
+    with profile(activities=[activity]) as prefilled:
+        driver.add(batch, context, output)
     driver.decode(2)
     gpu_s, wall_s = driver.decode(_COMMANDS)
-    activity = ProfilerActivity.CUDA if torch.cuda.is_available() else ProfilerActivity.CPU
     with profile(activities=[activity]) as traced:
         driver.decode(2)
     driver.clear()
@@ -115,6 +118,7 @@ def measure(driver: Driver, batch: int, context: int) -> dict[str, Any]:
         "wall_us": wall_s / steps * 1e6,
         "prefill_tokens_per_s": batch * context / prefill_s,
         "kernels": top_kernels(traced, 2 * _STEPS),
+        "prefill_kernels": top_kernels(prefilled, 1),
     }
 
 
@@ -162,8 +166,10 @@ def main() -> None:
             f"batch {batch}: {case['step_us']:.0f} us per step on the GPU, {case['wall_us']:.0f} on the clock; "
             f"prefill {case['prefill_tokens_per_s']:.0f} tokens/s"
         )
-        for line in case["kernels"]:
-            print(f"  {line['us']:9.1f} us {line['launches']:7.1f}  {line['kernel']}")
+        for title, name in (("a decode step", "kernels"), ("the whole prefill", "prefill_kernels")):
+            print(f" {title}:")
+            for line in case[name]:
+                print(f"  {line['us']:9.1f} us {line['launches']:7.1f}  {line['kernel']}")
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / f"profile-{directory.name if not is_shape else options.model}.json").write_text(
         json.dumps(report, indent=1)
