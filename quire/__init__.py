@@ -4,12 +4,17 @@
 services, which also import this package, stay light.
 """
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from quire.offline.llm import LLM
     from quire.offline.outputs import RequestOutput, SequenceOutput
     from quire.offline.sampling_params import SamplingParams
+
+# gRPC's core writes lines of its own to stderr, past the logs' format; what matters in them is in our errors too.
+# It reads this once, when it is first imported, and nothing of Quire imports it before this package.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "RequestOutput", "SamplingParams", "SequenceOutput", "__version__"]

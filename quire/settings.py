@@ -20,6 +20,9 @@ from quire.logging import LogFormat, LogLevel
 
 ENV_PREFIX = "QUIRE_"
 
+SERVICES = ("gateway", "tokenizer_svc", "scheduler_svc", "gpu_worker")
+"""Each has a table of its name in the TOML file."""
+
 # Read by the launcher or by Python code before settings exist; any service may find them in its environment.
 _FOREIGN_ENV = frozenset({"QUIRE_CONFIG", "QUIRE_HOME"})
 
@@ -79,7 +82,7 @@ def load_settings(cls: type[S], table: str, argv: Sequence[str]) -> S:
     """Read the settings of the service whose TOML table is `table`.
 
     The TOML file is named by `--config` or `QUIRE_CONFIG`. Raises SettingsError, one line per mistake, for an
-    unknown flag, an unknown `QUIRE_*` variable, an unknown key, or a bad value.
+    unknown flag, an unknown `QUIRE_*` variable, an unknown key or table, or a bad value.
     """
     arguments, rest = _split_config(argv)
     known = {ENV_PREFIX + name.upper() for name in cls.model_fields} | _FOREIGN_ENV
@@ -110,6 +113,15 @@ def _read_table(config: Path | None, table: str) -> dict[str, Any]:
         document = tomllib.loads(config.read_text())
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(f"cannot read {config}: {error}") from None
+    tables = sorted({table, *SERVICES})
+    unknown = [
+        f"[{name}]" if isinstance(value, dict) else name
+        for name, value in document.items()
+        if name not in tables
+    ]
+    if unknown:
+        known = ", ".join(f"[{name}]" for name in tables)
+        raise SettingsError(f"{config}: unknown {', '.join(unknown)}; its tables are {known}")
     values = document.get(table, {})
     if not isinstance(values, dict):
         raise SettingsError(f"{config}: [{table}] must be a table")

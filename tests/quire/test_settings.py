@@ -26,7 +26,7 @@ def write(path: Path, text: str) -> str:
 def test_flags_beat_environment_beats_file_beats_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = write(tmp_path, "[example]\nmax_rows = 2\n[other]\nmax_rows = 99\n")
+    config = write(tmp_path, "[example]\nmax_rows = 2\n[gpu_worker]\nmax_rows = 99\n")
     assert load().max_rows == 8
     assert load("--config", config).max_rows == 2
     monkeypatch.setenv("QUIRE_MAX_ROWS", "3")
@@ -56,6 +56,15 @@ def test_an_unknown_environment_variable_is_refused(monkeypatch: pytest.MonkeyPa
 def test_an_unknown_key_in_the_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="max-row"):
         load("--config", write(tmp_path, "[example]\nmax_row = 1\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("[exmaple]\nmax_rows = 1\n", r"\[exmaple\]"), ("max_rows = 1\n", "max_rows"), ("[[other]]\n", "other")],
+)
+def test_an_unknown_table_in_the_file_is_refused_by_name(tmp_path: Path, text: str, named: str) -> None:
+    with pytest.raises(SettingsError, match=rf"unknown {named}; .*\[example\], \[gateway\]"):
+        load("--config", write(tmp_path, text))
 
 
 @pytest.mark.parametrize("text", ["[example", "example = 3"])
