@@ -26,7 +26,7 @@ _MANY_ROWS = 128
 def _attend_item(
     q, table_ptr, k_ptr, v_ptr, start, end, seen_from, k_block_stride, k_slot_stride, v_block_stride, v_slot_stride,
     scale_log2, GROUP_PAD: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    TILE: tl.constexpr, STAGES: tl.constexpr,
+    TILE: tl.constexpr, ONE_BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Unnormalised output [GROUP_PAD, DIM_PAD], largest score and sum of weights over tokens [start, end)."""
     columns = tl.arange(0, DIM_PAD)
@@ -34,13 +34,17 @@ def _attend_item(
     largest = tl.full([GROUP_PAD], float("-inf"), tl.float32)
     total = tl.zeros([GROUP_PAD], tl.float32)
     out = tl.zeros([GROUP_PAD, DIM_PAD], tl.float32)
-    blocks = tile_blocks(table_ptr, start, end, BLOCK_SIZE, TILE)
+    blocks = tile_blocks(table_ptr, start, end, BLOCK_SIZE, TILE, ONE_BLOCK)
     for tile_start in tl.range(start, end, TILE, num_stages=STAGES):
         tokens = tile_start + tl.arange(0, TILE)
         seen = (tokens < end) & (tokens >= seen_from)
-        k_offsets = token_offsets(blocks, tile_start, k_block_stride, k_slot_stride, BLOCK_SIZE, TILE)
-        v_offsets = token_offsets(blocks, tile_start, v_block_stride, v_slot_stride, BLOCK_SIZE, TILE)
-        blocks = tile_blocks(table_ptr, tile_start + TILE, end, BLOCK_SIZE, TILE)
+        k_offsets = token_offsets(
+            blocks, tile_start, k_block_stride, k_slot_stride, BLOCK_SIZE, TILE, ONE_BLOCK
+        )
+        v_offsets = token_offsets(
+            blocks, tile_start, v_block_stride, v_slot_stride, BLOCK_SIZE, TILE, ONE_BLOCK
+        )
+        blocks = tile_blocks(table_ptr, tile_start + TILE, end, BLOCK_SIZE, TILE, ONE_BLOCK)
         keys = tl.load(
             k_ptr + k_offsets[None, :] + columns[:, None], mask=seen[None, :] & in_head[:, None], other=0.0
         ).to(q.dtype)
@@ -105,7 +109,7 @@ def _decode_kernel(
     k_slot_stride, v_block_stride, v_head_stride, v_slot_stride, k_scales_ptr, v_scales_ptr,
     WINDOW: tl.constexpr, NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP_PAD: tl.constexpr,
     GROUP_BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    TILE: tl.constexpr, STAGES: tl.constexpr, HAS_SCALES: tl.constexpr, AT_ONCE: tl.constexpr,
+    TILE: tl.constexpr, ONE_BLOCK: tl.constexpr, STAGES: tl.constexpr, HAS_SCALES: tl.constexpr, AT_ONCE: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     item = tl.program_id(0)
@@ -137,7 +141,7 @@ def _decode_kernel(
         out, largest, total = _attend_item(
             q, tables_ptr + row * table_stride, k_ptr + head * k_head_stride, v_ptr + head * v_head_stride,
             start, end, seen_from, k_block_stride, k_slot_stride, v_block_stride, v_slot_stride, scale_log2,
-            GROUP_PAD, HEAD_DIM, DIM_PAD, BLOCK_SIZE, TILE, STAGES,
+            GROUP_PAD, HEAD_DIM, DIM_PAD, BLOCK_SIZE, TILE, ONE_BLOCK, STAGES,
         )  # fmt: skip
         if HAS_SCALES:
             out *= tl.load(v_scales_ptr + head)
@@ -192,6 +196,8 @@ def decode_attention(
     at_once = max(1, min(_MOST_AT_ONCE, merged_per_thread * 32 * num_warps // (group_block * dim_pad)))
     # Measured: many short programs for many rows, so long as a tile is not mostly the queries' own cost.
     tile = tile or (TILE // 2 if group <= 2 and len(work.arrived) >= _MANY_ROWS else TILE)
+    # Items begin at multiples of TILE, so a larger tile may begin within a block and end in the next.
+    one_block = block_size % tile == 0 and TILE % tile == 0
     _decode_kernel[(work.items.shape[1], num_kv_heads)](
         q, k_cache, v_cache, out, block_tables, context_lens, work.items, work.arrived,
         work.partial_out, work.partial_max, work.partial_sum,
@@ -200,6 +206,6 @@ def decode_attention(
         v_cache.stride(0), v_cache.stride(1), v_cache.stride(2), *(scales or (q, q)),
         WINDOW=window or 0, NUM_HEADS=num_heads, KV_HEADS=num_kv_heads,
         GROUP_PAD=max(16, group_block), GROUP_BLOCK=group_block,
-        HEAD_DIM=head_dim, DIM_PAD=dim_pad, BLOCK_SIZE=block_size, TILE=tile, STAGES=num_stages,
+        HEAD_DIM=head_dim, DIM_PAD=dim_pad, BLOCK_SIZE=block_size, TILE=tile, ONE_BLOCK=one_block, STAGES=num_stages,
         HAS_SCALES=scales is not None, AT_ONCE=at_once, num_warps=num_warps, **pdl.options(),
     )  # fmt: skip

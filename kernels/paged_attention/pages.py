@@ -10,10 +10,12 @@ import triton.language as tl
 
 
 @triton.jit
-def tile_blocks(table_ptr, start, end, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Blocks int32 of tokens from `start`, a multiple of BLOCK_N: one where they share it, else [BLOCK_N]; those of
+def tile_blocks(
+    table_ptr, start, end, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, ONE_BLOCK: tl.constexpr
+):
+    """Blocks int32 of BLOCK_N tokens from `start`: one where all tiles lie in ONE_BLOCK each, else [BLOCK_N]; those of
     tokens from `end` on are arbitrary, but exist."""
-    if BLOCK_SIZE % BLOCK_N == 0:
+    if ONE_BLOCK:
         blocks = tl.load(table_ptr + start // BLOCK_SIZE, mask=start < end, other=0)
     else:
         tokens = start + tl.arange(0, BLOCK_N)
@@ -22,9 +24,12 @@ def tile_blocks(table_ptr, start, end, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.con
 
 
 @triton.jit
-def token_offsets(blocks, start, block_stride, slot_stride, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
+def token_offsets(
+    blocks, start, block_stride, slot_stride, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,
+):  # fmt: skip
     """Offsets [BLOCK_N] int64 in one head of the tokens whose `tile_blocks` are given."""
-    if BLOCK_SIZE % BLOCK_N == 0:
+    if ONE_BLOCK:
         slots = start % BLOCK_SIZE + tl.arange(0, BLOCK_N)
     else:
         slots = (start + tl.arange(0, BLOCK_N)) % BLOCK_SIZE

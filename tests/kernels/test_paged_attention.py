@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kernels.paged_attention import QUERY_TILE, kernel, query_tiles, reference
+from kernels.paged_attention.decode import decode_attention
 from tests.support.attention_batch import AttentionBatch, Shape, assert_attends, attention_batch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -78,6 +79,23 @@ def test_long_contexts_are_split_and_merged_with_short_ones_beside_them(window: 
     for _ in range(3):
         found = kernel.paged_attention(batch.q, batch.k_cache, batch.v_cache, plan, batch.scale, window)
         assert_attends(found, batch, 2e-5)
+
+
+@pytest.mark.parametrize("block_size", [16, 128, 256])
+@pytest.mark.parametrize("tile", [32, 64, 128])
+def test_tiles_larger_than_what_items_begin_at_multiples_of(tile: int, block_size: int) -> None:
+    """A tile may begin in the middle of a block that could hold it whole."""
+    shape = Shape(4, 2, 64, block_size)
+    lengths = [150, 3, 700]
+    batch = attention_batch(shape, lengths, [], device=DEVICE)
+    tables, lens = batch.block_tables, batch.context_lens
+    plan = kernel.plan_attention(tables, lens, len(lengths), None, 4, 2, 64)
+    assert plan.decode is not None
+    out = torch.full_like(batch.q, float("nan"))
+    decode_attention(
+        batch.q, batch.k_cache, batch.v_cache, tables, lens, plan.decode, out, batch.scale, None, tile=tile
+    )
+    assert_attends(out, batch, 2e-5)
 
 
 def test_queries_that_lie_apart() -> None:
