@@ -1,8 +1,8 @@
 """`python -m gateway`: run the gateway alone."""
 
+import quire.service
 from gateway.server import GatewayService
 from gateway.settings import GatewaySettings
-from quire.service import run
 
 if __name__ == "__main__":
-    run("gateway", GatewaySettings, GatewayService)
+    quire.service.run("gateway", GatewaySettings, GatewayService)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from quire.offline.sampling_params import SamplingParams
 
 # gRPC's core writes lines of its own to stderr, past the logs' format; what matters in them is in our errors too.
-# It reads this once, when it is first imported, and nothing of Quire imports it before this package.
+# It reads this once, when it is first imported: every `__main__` imports this package first.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 __version__ = "0.1.0"

@@ -16,7 +16,7 @@ from quire.redis_client import TIMEOUT_S, RedisFailure, open_redis
 from quire.registry import Registration, reachable_address
 from quire.rpc.server import RpcServer
 from quire.rpc.session import Outbox
-from quire.service import Shutdown
+from quire.service import Shutdown, end_tasks
 from quire.v1 import scheduler_pb2, scheduler_pb2_grpc, types_pb2
 from scheduler_svc import metrics
 from scheduler_svc.core.replica import Replica
@@ -119,8 +119,11 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
 
     async def stop(self) -> None:
         """Close everything; what others need is in Redis then, and the workers are theirs."""
+        if not self._tasks:  # it could not listen
+            await self._redis.aclose()
+            return
         await self.rpc.stop(0)
-        await _cancel([*self._tasks, *self._asking.values()])
+        await end_tasks([*self._tasks, *self._asking.values()])
         try:
             # What the workers have computed by now comes into the ledger.
             async with asyncio.timeout(_REST_S):
@@ -330,14 +333,6 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         """Begin to leave."""
         self._shutdown.drain(request.timeout_s)
         return types_pb2.DrainResponse(num_requests=self._step_loop.scheduler.num_requests)
-
-
-async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
-    """End tasks for certain: on Python 3.11 `asyncio.wait_for`, in Redis clients, can lose a cancellation."""
-    while pending := [task for task in tasks if not task.done()]:
-        for task in pending:
-            task.cancel()
-        await asyncio.wait(pending, timeout=0.05)
 
 
 def _updates(batch: scheduler_pb2.TokenBatch) -> list[scheduler_pb2.TokenUpdate]:

@@ -1,10 +1,16 @@
 """A service process starts, drains on SIGTERM, and says in one line why it could not run."""
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from quire.settings import SERVICES
+
+REPOSITORY = Path(__file__).parents[2]
 
 PROGRAM = """
 import asyncio
@@ -49,7 +55,7 @@ def start(tmp_path: Path, *flags: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={"PYTHONPATH": str(Path(__file__).parents[2])},
+        env={"PYTHONPATH": str(REPOSITORY)},
     )
 
 
@@ -105,3 +111,24 @@ def test_a_service_that_cannot_run_says_why_in_one_line(
     assert process.returncode == status
     assert error.splitlines()[-1] == line
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_taken_address_is_one_line_and_nothing_of_grpc_s_own(tmp_path: Path, service: str) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("QUIRE_", "GRPC_"))}
+    config = tmp_path / "quire.toml"
+    config.write_text(
+        "".join(f'[{name}]\nmodel = "models/demo"\n' for name in ("tokenizer_svc", "gpu_worker"))
+    )
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        address = f"127.0.0.1:{holder.getsockname()[1]}"
+        ended = subprocess.run(
+            [sys.executable, "-m", service, "--listen", address, "--config", str(config)],
+            capture_output=True,
+            text=True,
+            cwd=REPOSITORY,
+            env={**environment, "QUIRE_HOME": str(tmp_path)},
+        )
+    assert ended.returncode == 1
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+    assert ended.stderr.startswith(f"{service}: cannot listen on {address}: ")
