@@ -41,7 +41,7 @@ class DecodeGraphs:
         return self._sizes[place] if place < len(self._sizes) else None
 
     def replay(self, size: int, kind: DrawKind) -> None:
-        """One decode step of GREEDY or RANDOM kind."""
+        """One decode step of any kind but EDITED."""
         self._graphs[size, kind].replay()
 
     def replay_logits(self, size: int) -> torch.Tensor:

@@ -20,9 +20,11 @@ class DrawKind(IntEnum):
     """What the rows of a batch need, the cheapest first; each can do what those before it do."""
 
     GREEDY = 0
-    RANDOM = 1
-    """Temperature and filters."""
-    EDITED = 2
+    TEMPERATURE = 1
+    """Drawn from all tokens."""
+    FILTERED = 2
+    """Temperature, top-k, top-p, min-p."""
+    EDITED = 3
     """Logits are changed first, or looked at afterwards: penalties, bias, min_tokens, log-probabilities."""
 
 
@@ -46,6 +48,7 @@ class RowSampling:
         self._vocab_size = vocab_size
         self._max_logprobs = max_logprobs
         self._is_random = np.zeros(max_rows, np.bool_)
+        self._is_filtered = np.zeros(max_rows, np.bool_)
         self._is_penalised = np.zeros(max_rows, np.bool_)
         self._num_logprobs = np.full(max_rows, NO_LOGPROBS, np.int64)
         self._stops_from = np.zeros(max_rows, np.int64)
@@ -102,6 +105,8 @@ class RowSampling:
         }
         penalties = (reals["repetition"], reals["frequency"], reals["presence"])
         self._is_random[row] = reals["temperature"] != 0
+        keeps_all = params.top_k <= 0 and reals["top_p"] >= 1 and reals["min_p"] <= 0
+        self._is_filtered[row] = self._is_random[row] and not keeps_all
         self._is_penalised[row] = penalties != (1, 0, 0)
         self._num_logprobs[row] = params.logprobs if params.HasField("logprobs") else NO_LOGPROBS
         self._stops_from[row] = added.num_prompt_tokens + params.min_tokens
@@ -146,7 +151,9 @@ class RowSampling:
             edits["early_tokens"] = np.concatenate([ids for _, ids in early]).astype(np.int64)
         is_penalised = bool(self._is_penalised[rows].any())
         num_logprobs = self._num_logprobs[rows]
-        kind = DrawKind.RANDOM if self._is_random[rows].any() else DrawKind.GREEDY
+        kind = DrawKind.TEMPERATURE if self._is_random[rows].any() else DrawKind.GREEDY
+        if self._is_filtered[rows].any():
+            kind = DrawKind.FILTERED
         if edits or is_penalised or (num_logprobs > NO_LOGPROBS).any():
             kind = DrawKind.EDITED
         return DrawPlan(kind, is_penalised, num_logprobs, edits)

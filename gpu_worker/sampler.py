@@ -20,10 +20,15 @@ class Sampler:
         self._in_prompt: torch.Tensor | None = None
 
     def draw(self, kind: DrawKind, logits: torch.Tensor, batch_rows: torch.Tensor) -> torch.Tensor:
-        """Tokens int64 [n] for rows that want nothing but `kind`, GREEDY or RANDOM; logits [n, vocab]."""
+        """Tokens int64 [n] for rows that want nothing but `kind`, which is not EDITED; logits [n, vocab]."""
         if kind == DrawKind.GREEDY:
             return sampling_op.greedy(logits)
-        return _sample(logits.float(), self._rows.sampling(batch_rows))
+        columns = self._rows.sampling(batch_rows)
+        if kind == DrawKind.TEMPERATURE:
+            return sampling_op.sample_unfiltered(
+                logits, columns.temperature, columns.seeds, columns.positions
+            )
+        return _sample(logits, columns)
 
     def draw_edited(
         self,

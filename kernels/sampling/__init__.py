@@ -33,7 +33,7 @@ def sample(
 ) -> torch.Tensor:
     """A token per row, int64 [n]: temperature, then top-k, top-p and min-p, then a draw; greedy at temperature 0.
 
-    logits [n, vocab] float32 (-inf forbids a token); temperature, top_p, min_p [n] float32; top_k [n] int64
+    logits [n, vocab] of any float dtype (-inf forbids a token); temperature, top_p, min_p [n] float32; top_k [n] int64
     (0 keeps all); seeds [n] int64 (the bits of a uint64); positions [n] int64: of the token to be drawn.
     """
     result: torch.Tensor = implementation("sampling", logits).sample(
