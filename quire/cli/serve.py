@@ -278,12 +278,14 @@ def _welcome(options: ServeOptions, sockets: str, minted: str, seconds: float) -
     host = "localhost" if options.host in ("0.0.0.0", "::") else options.host
     url = f"http://{host}:{options.port}"
     lines = [f"\nQuire serves {options.served_model_name} on {url} (ready after {seconds:.1f} s)"]
+    # A key that was given, or kept as a hash from an earlier start, is not printed: the line to paste asks for it.
+    key, ask = "$KEY", "printf 'API key: '; read -rs KEY; "
     if minted:
         lines.append(f"API key, shown only this once: {minted}")
-    key = minted or "$QUIRE_API_KEY"
+        key, ask = minted, ""
     lines += [
-        "Try it:",
-        f'  curl -N {url}/v1/chat/completions -H "Authorization: Bearer {key}" \\',
+        "Try it:" if minted else "Try it (`quire keys create NAME` makes another API key):",
+        f'  {ask}curl -N {url}/v1/chat/completions -H "Authorization: Bearer {key}" \\',
         "    -H 'Content-Type: application/json' \\",
         f"""    -d '{{"model": "{options.served_model_name}", "stream": true, \
 "messages": [{{"role": "user", "content": "What is Quire?"}}]}}'""",

@@ -30,6 +30,18 @@ def test_the_printed_curl_line_streams_an_answer_with_the_minted_key(tmp_path: P
         assert (tmp_path / "home" / "keys.json").stat().st_mode & 0o077 == 0
 
 
+def test_the_printed_line_asks_for_a_key_that_was_given_and_is_not_shown(tmp_path: Path) -> None:
+    with running_server(checkpoint(), tmp_path) as server:
+        text = "".join(server.lines)
+        assert API_KEY not in text
+        command = text[text.index("printf") :].partition("\ngRPC")[0]
+        answer = subprocess.run(
+            ["bash", "-c", command], input=f"{API_KEY}\n", capture_output=True, text=True, check=True
+        ).stdout
+        assert answer.startswith("API key: data: {")
+        assert answer.rstrip().endswith("data: [DONE]")
+
+
 async def test_ctrl_c_stops_every_process_in_the_middle_of_a_stream(tmp_path: Path) -> None:
     server = launch(checkpoint(), tmp_path)
     await asyncio.to_thread(server.wait_until_ready)
