@@ -24,7 +24,7 @@ from quire.packing import pack_int32, pack_uint64, unpack_int32
 from quire.redis_client import open_redis
 from quire.registry import Registration
 from quire.rpc.server import RpcServer
-from quire.service import Shutdown, run
+from quire.service import Shutdown, end_tasks, run
 from quire.settings import ServiceSettings
 from quire.v1 import types_pb2, worker_pb2, worker_pb2_grpc
 
@@ -129,7 +129,7 @@ class InstantWorker(worker_pb2_grpc.WorkerServicer):
     async def stop(self) -> None:
         """Close the server and its stream."""
         if self._registration is not None:
-            self._registration.cancel()
+            await end_tasks([self._registration])
         if self._redis is not None:
             await self._register().withdraw()
             await self._redis.aclose()

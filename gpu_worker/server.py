@@ -20,7 +20,7 @@ from quire.packing import pack_uint64, unpack_int32
 from quire.redis_client import open_redis
 from quire.registry import Registration, reachable_address
 from quire.rpc.server import RpcServer
-from quire.service import Shutdown
+from quire.service import Shutdown, end_tasks
 from quire.v1 import types_pb2, worker_pb2, worker_pb2_grpc
 
 log = structlog.get_logger()
@@ -68,7 +68,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         if self._loading is not None:
             self._loading.cancel()
         if self._registration is not None:
-            self._registration.cancel()
+            await end_tasks([self._registration])
         if self._redis is not None:
             await self._register().withdraw()
             await self._redis.aclose()

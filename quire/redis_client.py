@@ -20,7 +20,8 @@ def open_redis(url: str) -> redis.Redis:
     if not url:
         from fakeredis import FakeAsyncRedis
 
-        embedded: redis.Redis = FakeAsyncRedis()
+        # It always answers. With a timeout, `asyncio.wait_for` of Python 3.11 would lose cancellations.
+        embedded: redis.Redis = FakeAsyncRedis(socket_timeout=None)
         return embedded
     client: redis.Redis = redis.Redis.from_url(
         url,

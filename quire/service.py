@@ -4,7 +4,7 @@ import asyncio
 import gc
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import inf
 from typing import NoReturn, Protocol, TypeVar
 
@@ -78,6 +78,18 @@ class Shutdown:
     async def wait_impatient(self) -> None:
         """Return when a second request came: whoever asked does not want to wait for the drain."""
         await self._immediate.wait()
+
+
+async def end_tasks(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel, and return when all have ended; what they raise is dropped.
+
+    One cancellation is not enough: `asyncio.wait_for` of Python 3.11, in redis-py's sending, can lose it.
+    """
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=0.05)
 
 
 S = TypeVar("S", bound=ServiceSettings)

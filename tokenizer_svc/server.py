@@ -12,7 +12,7 @@ from quire.model_files import resolve_model
 from quire.packing import pack_int32, unpack_int32
 from quire.redis_client import open_redis
 from quire.rpc.server import RpcServer
-from quire.service import Shutdown
+from quire.service import Shutdown, end_tasks
 from quire.v1 import tokenizer_pb2, tokenizer_pb2_grpc, types_pb2
 from tokenizer_svc import metrics
 from tokenizer_svc.chat_template import render
@@ -73,9 +73,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
 
     async def stop(self) -> None:
         """Close everything."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(self._tasks)
         await self.rpc.stop(0)
         if self._redis is not None:
             await self._redis.aclose()

@@ -1,9 +1,12 @@
 """Clients of a Redis that is there, slow, away and back; and the embedded one."""
 
+import asyncio
+
 import pytest
 import redis.asyncio as redis
 
 from quire.redis_client import RedisFailure, open_redis
+from quire.service import end_tasks
 from tests.support.redis_server import RedisServer
 
 
@@ -48,3 +51,18 @@ async def test_a_server_that_was_started_again_is_found_again(redis_server: Redi
 def test_a_url_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="Redis URL"):
         open_redis("nonsense")
+
+
+async def test_whoever_uses_a_client_can_be_ended_at_any_moment(redis_client: redis.Redis) -> None:
+    async def use() -> None:
+        while True:
+            await redis_client.set("key", "value")
+            await asyncio.sleep(0)
+
+    for turns in range(40):
+        task = asyncio.create_task(use())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        async with asyncio.timeout(20):
+            await end_tasks([task])
+        assert task.cancelled()
