@@ -89,7 +89,8 @@ class RowSampling:
                 raise InvalidRequest(f"{name} must be finite and in [{low}, {high}], not {value}", param=name)
 
     def _check_ids(self, ids: NDArray[np.int32], what: str, param: str) -> None:
-        if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < self._vocab_size):
+        # As unsigned numbers those below 0 are large ones.
+        if len(ids) and int(ids.view(np.uint32).max()) >= self._vocab_size:
             raise InvalidRequest(f"a {what} id is not below {self._vocab_size}", param=param)
 
     def add(self, added: worker_pb2.RowAdd, changes: RowChanges) -> None:

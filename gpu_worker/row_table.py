@@ -82,7 +82,8 @@ class RowTable:
 
     def check_blocks(self, block_ids: NDArray[np.int32]) -> None:
         """Blocks exist."""
-        if len(block_ids) and not (int(block_ids.min()) >= 0 and int(block_ids.max()) < self._num_blocks):
+        # As unsigned numbers those below 0 are large ones.
+        if len(block_ids) and int(block_ids.view(np.uint32).max()) >= self._num_blocks:
             raise InvalidRequest(f"a block id is not below {self._num_blocks}")
 
     def add(self, added: worker_pb2.RowAdd) -> None:
