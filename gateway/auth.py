@@ -25,7 +25,7 @@ class ApiKeys:
 
     def __init__(self, path: Path, own: SecretStr | None) -> None:
         self._path = path
-        self._own = (keys.record(own.get_secret_value(), keys.FIRST_NAME),) if own is not None else ()
+        self._own = (keys.operators_record(own.get_secret_value()),) if own is not None else ()
         self._seen = _fingerprint(path)
         self._records: tuple[KeyRecord, ...] = (*self._own, *keys.load(path))
 
@@ -71,7 +71,7 @@ class AuthMiddleware:
                 await _refusal(presented).response()(scope, receive, send)
                 return
             call = call_of(scope)
-            call.tenant = record.name
+            call.tenant, call.min_priority = record.name, record.min_priority
             call.policy = types_pb2.TenantPolicy(
                 weight=record.weight, kv_floor=record.kv_floor, kv_ceiling=record.kv_ceiling
             )

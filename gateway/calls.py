@@ -37,6 +37,8 @@ class Call:
     tenant: str = ""
     policy: types_pb2.TenantPolicy = field(default_factory=types_pb2.TenantPolicy)
     """What the tenant is entitled to."""
+    min_priority: int = 0
+    """The lowest `priority` that it may ask for."""
 
     def trace_context(self) -> types_pb2.TraceContext:
         """Parent of the next service's spans: our own span, or the client's if this process is not traced."""

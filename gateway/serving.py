@@ -20,7 +20,7 @@ from gateway.render.events import DONE, EventStream, error_event
 from gateway.rounds import WriteRounds
 from gateway.usage import UsageTotals
 from quire import telemetry
-from quire.errors import Cancelled, QuireError
+from quire.errors import Cancelled, InvalidRequest, QuireError
 from quire.v1 import tokenizer_pb2
 
 T = TypeVar("T")
@@ -89,6 +89,8 @@ class Serving:
         text_requests: Sequence[tokenizer_pb2.TextRequest],
     ) -> Generation:
         call = call_of(request.scope)
+        for text_request in text_requests:
+            text_request.priority = _priority(text_request.priority, call.min_priority)
         client = self.pool.choose(model)
         completion_id = f"{prefix}-{uuid.uuid4().hex}"
         generation = Generation(
@@ -98,6 +100,13 @@ class Serving:
             parent = telemetry.trace_context(call.span)
             telemetry.start_span("receive", parent, start_time_ns=call.started_ns).end()
         return generation
+
+
+def _priority(wanted: int, lowest: int) -> int:
+    """The priority that a request gets; 0 is what it has that asked for none. Raises InvalidRequest."""
+    if wanted and wanted < lowest:
+        raise InvalidRequest(f"this API key may ask for a priority of {lowest} or more", param="priority")
+    return max(wanted, lowest)
 
 
 async def _events(

@@ -11,14 +11,16 @@ import secrets
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from quire.errors import QuireError
 
 KEY_PREFIX = "sk-quire-"
 FIRST_NAME = "default"
-_POLICY = ("weight", "kv_floor", "kv_ceiling")
+ANY_PRIORITY = -(2**31)
+"""Allows every `priority`."""
+_SHARES = ("weight", "kv_floor", "kv_ceiling")
 _MOST_WEIGHT = 1e6
 
 
@@ -42,6 +44,8 @@ class KeyRecord:
     """Share of each replica's KV blocks that other tenants never take from it, 0 to 1."""
     kv_ceiling: float = 1.0
     """Share of each replica's KV blocks that it may hold at most; from its floor to 1."""
+    min_priority: int = 0
+    """The lowest `priority` that its requests may have; lower runs before everybody else's."""
 
     def check_policy(self) -> None:
         """Raises ValueError for shares that are none."""
@@ -51,6 +55,8 @@ class KeyRecord:
             raise ValueError(
                 f"floor and ceiling of {self.name!r} are from 0 to 1, the floor not above the ceiling"
             )
+        if not ANY_PRIORITY <= self.min_priority < -ANY_PRIORITY:
+            raise ValueError(f"the lowest priority of {self.name!r} is no 32-bit integer")
 
 
 def default_keys_file() -> Path:
@@ -70,6 +76,11 @@ def mint() -> str:
 def record(key: str, name: str) -> KeyRecord:
     """What to keep of `key`."""
     return KeyRecord(name=name, hash=_digest(key), created=int(time.time()))
+
+
+def operators_record(key: str) -> KeyRecord:
+    """What to keep of the operator's own key, which may have any priority."""
+    return replace(record(key, FIRST_NAME), min_priority=ANY_PRIORITY)
 
 
 def verify(records: Iterable[KeyRecord], key: str) -> KeyRecord | None:
@@ -110,10 +121,10 @@ def mint_first(path: Path) -> str:
         return ""
     key = mint()
     if path.exists():
-        save(path, [record(key, FIRST_NAME)])
+        save(path, [operators_record(key)])
         return key
     try:
-        written = _write_beside(path, [record(key, FIRST_NAME)])
+        written = _write_beside(path, [operators_record(key)])
         try:
             # Unlike a rename, a link fails where another process was first.
             os.link(written, path)
@@ -136,7 +147,8 @@ def _parse(data: bytes) -> tuple[KeyRecord, ...]:
             name=str(item["name"]),
             hash=str(item["hash"]).lower(),
             created=int(item["created"]),
-            **{share: float(item[share]) for share in _POLICY if share in item},
+            **{share: float(item[share]) for share in _SHARES if share in item},
+            min_priority=int(item.get("min_priority", 0)),
         )
         for item in json.loads(data)["keys"]
     )

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,19 @@ class TestUnixSocket:
         writer.write(b"GET /health/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
         writer.close()
+
+
+async def test_a_key_that_may_not_go_first_is_refused_a_low_priority(
+    gateway: RunningGateway, tmp_path: Path
+) -> None:
+    minted = keys.mint()
+    record = replace(keys.record(minted, "batch"), min_priority=5)
+    keys.save(tmp_path / "keys.json", [record])
+    headers = {"Authorization": f"Bearer {minted}"}
+    for priority, status in ((4, 400), (-1, 400), (None, 200), (9, 200)):
+        body = {"prompt": "Hi", "priority": priority}
+        response = await gateway.http.post("/v1/completions", json=body, headers=headers)
+        assert response.status_code == status
+        if status == 400:
+            assert response.json()["error"]["param"] == "priority"
+    assert [request.priority for request in gateway.tokenizer.requests] == [5, 9]

@@ -23,7 +23,7 @@ def test_only_the_hash_is_kept(tmp_path: Path) -> None:
     assert key.removeprefix(keys.KEY_PREFIX) not in path.read_text()
     found = keys.verify(keys.load(path), key)
     assert found is not None
-    assert found.name == "default"
+    assert (found.name, found.min_priority) == ("default", keys.ANY_PRIORITY)
 
 
 def test_file_is_readable_by_its_owner_only(tmp_path: Path) -> None:
