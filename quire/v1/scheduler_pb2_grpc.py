@@ -64,6 +64,7 @@ class SchedulerServicer(object):
 
     def Session(self, request_iterator, context):
         """The multiplexed stream of one tokenizer process: requests and cancels in, one batch of tokens per step out.
+        Closing its sending side ends the stream and cancels its requests: keep it open until the last answer is there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

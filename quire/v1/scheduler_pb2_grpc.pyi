@@ -35,7 +35,9 @@ class SchedulerStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SchedulerAsyncStub: ...
     Session: _grpc.StreamStreamMultiCallable[_scheduler_pb2.SchedulerSessionRequest, _scheduler_pb2.SchedulerSessionResponse]
-    """The multiplexed stream of one tokenizer process: requests and cancels in, one batch of tokens per step out."""
+    """The multiplexed stream of one tokenizer process: requests and cancels in, one batch of tokens per step out.
+    Closing its sending side ends the stream and cancels its requests: keep it open until the last answer is there.
+    """
     Generate: _grpc.UnaryStreamMultiCallable[_scheduler_pb2.TokenRequest, _scheduler_pb2.TokenUpdate]
     """One request for outside clients: the same submit path as `Session`, one update per step."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_types_pb2.GetStatusRequest, _scheduler_pb2.SchedulerStatus]
@@ -49,7 +51,9 @@ class SchedulerAsyncStub(SchedulerStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Session: _aio.StreamStreamMultiCallable[_scheduler_pb2.SchedulerSessionRequest, _scheduler_pb2.SchedulerSessionResponse]  # type: ignore[assignment]
-    """The multiplexed stream of one tokenizer process: requests and cancels in, one batch of tokens per step out."""
+    """The multiplexed stream of one tokenizer process: requests and cancels in, one batch of tokens per step out.
+    Closing its sending side ends the stream and cancels its requests: keep it open until the last answer is there.
+    """
     Generate: _aio.UnaryStreamMultiCallable[_scheduler_pb2.TokenRequest, _scheduler_pb2.TokenUpdate]  # type: ignore[assignment]
     """One request for outside clients: the same submit path as `Session`, one update per step."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_types_pb2.GetStatusRequest, _scheduler_pb2.SchedulerStatus]  # type: ignore[assignment]
@@ -66,7 +70,9 @@ class SchedulerServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_scheduler_pb2.SchedulerSessionRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_scheduler_pb2.SchedulerSessionResponse], _abc.AsyncIterator[_scheduler_pb2.SchedulerSessionResponse]]:
-        """The multiplexed stream of one tokenizer process: requests and cancels in, one batch of tokens per step out."""
+        """The multiplexed stream of one tokenizer process: requests and cancels in, one batch of tokens per step out.
+        Closing its sending side ends the stream and cancels its requests: keep it open until the last answer is there.
+        """
 
     @_abc_1.abstractmethod
     def Generate(

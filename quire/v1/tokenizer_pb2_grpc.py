@@ -79,6 +79,7 @@ class TokenizerServicer(object):
 
     def Session(self, request_iterator, context):
         """The multiplexed stream of one gateway process: requests and cancels in, one batch of deltas per step out.
+        Closing its sending side ends the stream and cancels its requests: keep it open until the last answer is there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

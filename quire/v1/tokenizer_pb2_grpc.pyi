@@ -35,7 +35,9 @@ class TokenizerStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TokenizerAsyncStub: ...
     Session: _grpc.StreamStreamMultiCallable[_tokenizer_pb2.TokenizerSessionRequest, _tokenizer_pb2.TokenizerSessionResponse]
-    """The multiplexed stream of one gateway process: requests and cancels in, one batch of deltas per step out."""
+    """The multiplexed stream of one gateway process: requests and cancels in, one batch of deltas per step out.
+    Closing its sending side ends the stream and cancels its requests: keep it open until the last answer is there.
+    """
     Generate: _grpc.UnaryStreamMultiCallable[_tokenizer_pb2.TextRequest, _tokenizer_pb2.TextDelta]
     """One request for outside clients: the same submit path as `Session`."""
     Tokenize: _grpc.UnaryUnaryMultiCallable[_tokenizer_pb2.TokenizeRequest, _tokenizer_pb2.TokenizeResponse]
@@ -55,7 +57,9 @@ class TokenizerAsyncStub(TokenizerStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Session: _aio.StreamStreamMultiCallable[_tokenizer_pb2.TokenizerSessionRequest, _tokenizer_pb2.TokenizerSessionResponse]  # type: ignore[assignment]
-    """The multiplexed stream of one gateway process: requests and cancels in, one batch of deltas per step out."""
+    """The multiplexed stream of one gateway process: requests and cancels in, one batch of deltas per step out.
+    Closing its sending side ends the stream and cancels its requests: keep it open until the last answer is there.
+    """
     Generate: _aio.UnaryStreamMultiCallable[_tokenizer_pb2.TextRequest, _tokenizer_pb2.TextDelta]  # type: ignore[assignment]
     """One request for outside clients: the same submit path as `Session`."""
     Tokenize: _aio.UnaryUnaryMultiCallable[_tokenizer_pb2.TokenizeRequest, _tokenizer_pb2.TokenizeResponse]  # type: ignore[assignment]
@@ -78,7 +82,9 @@ class TokenizerServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_tokenizer_pb2.TokenizerSessionRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_tokenizer_pb2.TokenizerSessionResponse], _abc.AsyncIterator[_tokenizer_pb2.TokenizerSessionResponse]]:
-        """The multiplexed stream of one gateway process: requests and cancels in, one batch of deltas per step out."""
+        """The multiplexed stream of one gateway process: requests and cancels in, one batch of deltas per step out.
+        Closing its sending side ends the stream and cancels its requests: keep it open until the last answer is there.
+        """
 
     @_abc_1.abstractmethod
     def Generate(

@@ -166,3 +166,17 @@ async def test_what_a_lost_session_ran_is_freed(sockets: Sockets) -> None:
         call.cancel()
         await service.until_free()
         assert int(worker.rows.used.sum()) == 0
+
+
+async def test_closing_the_sending_side_ends_the_session_and_its_requests(sockets: Sockets) -> None:
+    async with running_pair(sockets, worker={"step_us": 1000}, max_decode_steps=1) as (service, worker):
+        call = service.stub.Session()
+        await call.write(Kind(submit=Kind.Submit(handle=1, request=token_request([1], 400))))
+        while not (await call.read()).batch.handles:
+            pass
+        await call.done_writing()
+        while message := await call.read():
+            assert not message.batch.ends
+        assert await call.code() == grpc.StatusCode.OK
+        await service.until_free()
+        assert int(worker.rows.used.sum()) == 0

@@ -329,3 +329,18 @@ async def test_text_that_the_parser_held_back_is_shown_when_a_stop_string_ends_t
         )
         found = await deltas(stack, asked)
     assert "".join(delta.text for delta in found) == whole[: whole.index(stop)]
+
+
+async def test_closing_the_sending_side_ends_the_session_and_its_requests(tmp_path: Path) -> None:
+    async with running(tmp_path, step_us=1000) as stack:
+        call = stack.stub.Session()
+        submit = tokenizer_pb2.TokenizerSessionRequest.Submit(handle=1, request=request(400))
+        await call.write(tokenizer_pb2.TokenizerSessionRequest(submit=submit))
+        while not (await call.read()).deltas:
+            pass
+        await call.done_writing()
+        while message := await call.read():
+            assert not any(delta.finish_reason for delta in message.deltas)
+        assert await call.code() == grpc.StatusCode.OK
+        while (await stack.stub.GetStatus(types_pb2.GetStatusRequest())).requests_running:
+            await asyncio.sleep(0.01)
