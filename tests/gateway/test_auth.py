@@ -78,6 +78,24 @@ async def test_keys_of_the_file_name_the_tenant(gateway: RunningGateway, tmp_pat
     assert gateway.tokenizer.requests[0].tenant == "team-a"
 
 
+async def test_what_a_key_is_entitled_to_goes_with_its_requests(
+    gateway: RunningGateway, tmp_path: Path
+) -> None:
+    path, key = tmp_path / "keys.json", keys.mint()
+    record = keys.record(key, "team-a")
+    sent = []
+    for weight, floor, ceiling in ((1.0, 0.0, 1.0), (2.5, 0.25, 0.5)):
+        keys.save(path, [replace(record, weight=weight, kv_floor=floor, kv_ceiling=ceiling)])
+        headers = {"Authorization": f"Bearer {key}"}
+        body = {"prompt": "Hi", "public_prefix_tokens": 32}
+        assert (await gateway.http.post("/v1/completions", json=body, headers=headers)).status_code == 200
+        request = gateway.tokenizer.requests[-1]
+        assert request.public_prefix_tokens == 32
+        policy = request.tenant_policy
+        sent.append((policy.weight, policy.kv_floor, policy.kv_ceiling))
+    assert sent == [(1.0, 0.0, 1.0), (2.5, 0.25, 0.5)]
+
+
 async def test_a_revoked_key_stops_working_without_a_restart(gateway: RunningGateway, tmp_path: Path) -> None:
     path, key = tmp_path / "keys.json", keys.mint()
     headers = {"Authorization": f"Bearer {key}"}

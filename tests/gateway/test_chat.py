@@ -163,6 +163,7 @@ async def test_parameters_reach_the_tokenizer(gateway: RunningGateway) -> None:
             "skip_special_tokens": False,
             "priority": -3,
             "cache_salt": "salt",
+            "public_prefix_tokens": 8,
             "return_token_ids": True,
             "chat_template_kwargs": {"enable_thinking": False},
             "timeout": 12.5,
@@ -179,6 +180,7 @@ async def test_parameters_reach_the_tokenizer(gateway: RunningGateway) -> None:
     assert request.HasField("skip_special_tokens")
     assert not request.skip_special_tokens
     assert request.timeout_s == 12.5
+    assert request.public_prefix_tokens == 8
     assert request.tenant == "default"
     assert (sampling.temperature, sampling.top_k, sampling.max_tokens, sampling.min_tokens) == (0.5, 4, 7, 2)
     assert sampling.seed == 2**64 - 1

@@ -56,13 +56,13 @@ async def two(tmp_path: Path) -> tuple[FakeScheduler, FakeScheduler]:
     return found[0], found[1]
 
 
-async def generate(service: TokenizerServicer) -> list[int]:
+async def generate(service: TokenizerServicer, **fields: Any) -> list[int]:
     """Token ids of one request's answer."""
     async with open_channel(service.rpc.address) as channel:
         stub = tokenizer_pb2_grpc.TokenizerStub(channel)
         sampling = types_pb2.SamplingParams(temperature=0, max_tokens=8)
         request = tokenizer_pb2.TextRequest(
-            text="Hello", sampling=sampling, stream=True, return_token_ids=True
+            text="Hello", sampling=sampling, stream=True, return_token_ids=True, **fields
         )
         found: list[int] = []
         async for delta in stub.Generate(request):
@@ -79,6 +79,32 @@ async def ready(service: TokenizerServicer, num_schedulers: int) -> None:
             if (status.state, status.schedulers_ready) == (types_pb2.SERVICE_STATE_READY, num_schedulers):
                 return
             await asyncio.sleep(0.005)
+
+
+async def test_what_the_scheduler_decides_by_reaches_it_and_stays_with_a_request_that_moves(
+    tmp_path: Path,
+) -> None:
+    a, b = await two(tmp_path)
+    a.script = lambda s: [redirect(s.handle, b.address)]
+    policy = types_pb2.TenantPolicy(weight=2.0, kv_floor=0.25, kv_ceiling=0.5)
+    decides = {
+        "request_id": "id",
+        "tenant": "team",
+        "tenant_policy": policy,
+        "priority": -7,
+        "cache_salt": "salt",
+        "public_prefix_tokens": 16,
+        "timeout_s": 20.0,
+    }
+    async with front(tmp_path, a, b) as service:
+        await ready(service, 2)
+        await generate(service, **decides)
+        a.script = lambda s: [tokens(s.handle, 5, 6, is_last=True)]
+        await generate(service)
+    for request in (a.submitted[0], b.submitted[0]):
+        assert {name: getattr(request, name) for name in decides} == decides
+    assert not a.submitted[1].HasField("tenant_policy")
+    assert not a.submitted[1].HasField("timeout_s")
 
 
 async def test_a_redirect_is_followed_and_marked_as_such(tmp_path: Path) -> None:
