@@ -81,6 +81,21 @@ class ServeOptions:
     log_level: str
 
 
+MaxModelLen = Annotated[
+    int, typer.Option(min=0, help="Most tokens of prompt and output; 0: what the model allows.")
+]
+KvCacheMemory = Annotated[
+    str, typer.Option(help="Size of the KV cache, for example 2GiB; by default chosen by the worker.")
+]
+MaxRows = Annotated[
+    int, typer.Option(min=0, help="Most sequences that run at once; 0: chosen by the worker.")
+]
+GpuMemoryUtilization = Annotated[
+    float, typer.Option(min=0.1, max=1.0, help="Share of the GPU's memory to take.")
+]
+Gateways = Annotated[int, typer.Option(min=1, max=64, help="Gateway processes, which share the port.")]
+
+
 def serve(
     model: Annotated[
         str, typer.Argument(help="Checkpoint directory or hub id; the bundled demo model if not given.")
@@ -95,21 +110,11 @@ def serve(
     ] = "",
     device: Annotated[Device, typer.Option(help="Where the model runs.")] = Device.AUTO,
     dtype: Annotated[Dtype, typer.Option(help="Type of the weights and the KV cache.")] = Dtype.AUTO,
-    max_model_len: Annotated[
-        int, typer.Option(min=0, help="Most tokens of prompt and output; 0: what the model allows.")
-    ] = 0,
-    kv_cache_memory: Annotated[
-        str, typer.Option(help="Size of the KV cache, for example 2GiB; by default chosen by the worker.")
-    ] = "",
-    max_rows: Annotated[
-        int, typer.Option(min=0, help="Most sequences that run at once; 0: chosen by the worker.")
-    ] = 0,
-    gpu_memory_utilization: Annotated[
-        float, typer.Option(min=0.1, max=1.0, help="Share of the GPU's memory to take.")
-    ] = 0.9,
-    gateways: Annotated[
-        int, typer.Option(min=1, max=64, help="Gateway processes, which share the port.")
-    ] = 1,
+    max_model_len: MaxModelLen = 0,
+    kv_cache_memory: KvCacheMemory = "",
+    max_rows: MaxRows = 0,
+    gpu_memory_utilization: GpuMemoryUtilization = 0.9,
+    gateways: Gateways = 1,
     load_format: Annotated[
         LoadFormat, typer.Option(help="auto: safetensors; dummy: random weights of the config.")
     ] = LoadFormat.AUTO,
