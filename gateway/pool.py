@@ -6,10 +6,17 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import structlog
+
 from gateway import metrics
+from gateway.lookup import addresses_of
 from gateway.tokenizer_client import TokenizerClient
 from quire.errors import NotFound, NotReady
 from quire.v1 import types_pb2
+
+log = structlog.get_logger()
+
+_LOOKUP_INTERVAL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +30,25 @@ class Readiness:
 
 
 class TokenizerPool:
-    """Keeps a session with each address and picks one for each request."""
+    """Keeps a session with each service behind the targets, and picks one for each request.
 
-    def __init__(self, addresses: Sequence[str]) -> None:
-        self._clients = [TokenizerClient(address, self._changed) for address in dict.fromkeys(addresses)]
+    A target is an address, or host:port whose name has the address of every replica and is looked up again and again.
+    """
+
+    def __init__(self, targets: Sequence[str]) -> None:
+        self._behind: dict[str, frozenset[str]] = {target: frozenset() for target in targets}
+        """What each target's name last stood for."""
+        self._clients: dict[str, TokenizerClient] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
         self._first_seen: dict[str, int] = {}
         self.draining = False
 
     async def run(self) -> None:
         """Keep the sessions up until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for client in self._clients:
-                group.create_task(client.run(), name=f"session {client.address}")
+            while True:
+                await self._look_around(group)
+                await asyncio.sleep(_LOOKUP_INTERVAL_S)
 
     def choose(self, model: str | None) -> TokenizerClient:
         """The least loaded service that is ready and serves `model` (None: any).
@@ -51,7 +65,7 @@ class TokenizerPool:
             )
         ready = [
             client
-            for client in self._clients
+            for client in self._clients.values()
             if client.ready and model in (None, client.announcement.model.name)
         ]
         if not ready:
@@ -72,7 +86,7 @@ class TokenizerPool:
             return Readiness(False, "shutting down", 1.0)
         if self.num_ready():
             return Readiness(True, "ready", 1.0)
-        up = [client for client in self._clients if client.connected]
+        up = [client for client in self._clients.values() if client.connected]
         if not up:
             return Readiness(False, "no tokenizer service is connected", 0.0)
         if all(client.announcement.state == types_pb2.SERVICE_STATE_DRAINING for client in up):
@@ -82,22 +96,40 @@ class TokenizerPool:
 
     def num_ready(self) -> int:
         """Services that would take a request."""
-        return sum(client.ready for client in self._clients)
+        return sum(client.ready for client in self._clients.values())
 
     def num_live(self) -> int:
         """Requests in progress."""
-        return sum(client.num_live for client in self._clients)
+        return sum(client.num_live for client in self._clients.values())
 
     def fail_all(self, message: str) -> None:
         """End what still runs, with a retryable error."""
-        for client in self._clients:
+        for client in self._clients.values():
             client.fail_all(NotReady(message, retry_after_s=1.0))
 
+    async def _look_around(self, group: asyncio.TaskGroup) -> None:
+        """Open sessions with services that have come; close those of services that have gone."""
+        for target in self._behind:
+            try:
+                self._behind[target] = await addresses_of(target)
+            except OSError as error:
+                # Those that it stood for may live all the same: their sessions say so.
+                log.debug("a name cannot be looked up", target=target, error=str(error))
+        there = frozenset().union(*self._behind.values())
+        for address in there - self._clients.keys():
+            client = self._clients[address] = TokenizerClient(address, self._changed)
+            self._tasks[address] = group.create_task(client.run(), name=f"session {address}")
+        for address in self._clients.keys() - there:
+            # One that leaves loses its name first, and finishes what it has.
+            if not self._clients[address].connected:
+                self._tasks.pop(address).cancel()
+                del self._clients[address]
+
     def _known(self) -> Iterator[TokenizerClient]:
-        return (client for client in self._clients if client.announcement.HasField("model"))
+        return (client for client in self._clients.values() if client.announcement.HasField("model"))
 
     def _changed(self) -> None:
-        metrics.sessions_connected.set(sum(client.connected for client in self._clients))
+        metrics.sessions_connected.set(sum(client.connected for client in self._clients.values()))
         for name in self.models():
             self._first_seen.setdefault(name, int(time.time()))
 

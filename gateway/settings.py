@@ -12,7 +12,8 @@ class GatewaySettings(ServiceSettings):
     tokenizers: CommaSeparated = Field(
         ("127.0.0.1:8001",),
         min_length=1,
-        description="addresses of tokenizer services, comma-separated; each request goes to the least loaded",
+        description="addresses of tokenizer services, comma-separated; of a host name every address is one; each "
+        "request goes to the least loaded",
     )
     api_key: SecretStr | None = Field(
         None, description="a key that clients may send, besides the keys file's"

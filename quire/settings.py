@@ -3,11 +3,11 @@
 import argparse
 import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -81,15 +81,17 @@ S = TypeVar("S", bound=ServiceSettings)
 def load_settings(cls: type[S], table: str, argv: Sequence[str]) -> S:
     """Read the settings of the service whose TOML table is `table`.
 
-    The TOML file is named by `--config` or `QUIRE_CONFIG`. Raises SettingsError, one line per mistake, for an
-    unknown flag, an unknown `QUIRE_*` variable, an unknown key or table, or a bad value.
+    The TOML file is named by `--config` or `QUIRE_CONFIG`. A secret can also lie in a file that `QUIRE_{NAME}_FILE`
+    names, as containers get theirs. Raises SettingsError, one line per mistake, for an unknown flag, an unknown
+    `QUIRE_*` variable, an unknown key or table, a file that cannot be read, or a bad value.
     """
     arguments, rest = _split_config(argv)
-    known = {ENV_PREFIX + name.upper() for name in cls.model_fields} | _FOREIGN_ENV
+    secret_files = {f"{ENV_PREFIX}{name.upper()}_FILE": name for name in _secrets(cls)}
+    known = {ENV_PREFIX + name.upper() for name in cls.model_fields} | secret_files.keys() | _FOREIGN_ENV
     unknown = sorted(name for name in os.environ if name.startswith(ENV_PREFIX) and name not in known)
     if unknown:
         raise SettingsError(f"unknown environment variables for {table}: {', '.join(unknown)}")
-    values = _read_table(arguments, table)
+    values = {**_read_table(arguments, table), **_read_secrets(secret_files)}
     source: CliSettingsSource[S] = CliSettingsSource(
         cls, cli_prog_name=f"python -m {table}", cli_parse_args=list(rest), cli_exit_on_error=True
     )
@@ -125,6 +127,23 @@ def _read_table(config: Path | None, table: str) -> dict[str, Any]:
     values = document.get(table, {})
     if not isinstance(values, dict):
         raise SettingsError(f"{config}: [{table}] must be a table")
+    return values
+
+
+def _secrets(cls: type[ServiceSettings]) -> list[str]:
+    fields = cls.model_fields.items()
+    return [name for name, field in fields if SecretStr in (field.annotation, *get_args(field.annotation))]
+
+
+def _read_secrets(files: Mapping[str, str]) -> dict[str, str]:
+    """Values by name of the secrets whose variable, a key of `files`, names a file."""
+    values = {}
+    for variable, name in files.items():
+        if path := os.environ.get(variable):
+            try:
+                values[name] = Path(path).read_text().strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise SettingsError(f"cannot read {path}, which {variable} names: {error}") from None
     return values
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from quire.settings import CommaSeparated, ServiceSettings, SettingsError, load_settings
 
@@ -12,6 +12,7 @@ class ExampleSettings(ServiceSettings):
     listen: str = Field("127.0.0.1:0", description="address")
     workers: CommaSeparated = Field((), description="addresses of workers")
     max_rows: int = Field(8, gt=0, description="rows")
+    token: SecretStr | None = Field(None, description="what only some know")
 
 
 def load(*argv: str) -> ExampleSettings:
@@ -77,3 +78,26 @@ def test_an_unknown_flag_ends_the_program(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit):
         load("--max-row", "3")
     assert "--max-row" in capsys.readouterr().err
+
+
+def test_a_secret_may_lie_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("from-the-file\n")
+    monkeypatch.setenv("QUIRE_TOKEN_FILE", str(secret))
+    assert load().token == SecretStr("from-the-file")
+    monkeypatch.setenv("QUIRE_TOKEN", "from-the-environment")
+    assert load().token == SecretStr("from-the-environment")
+
+
+def test_a_secret_whose_file_cannot_be_read_names_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUIRE_TOKEN_FILE", str(tmp_path / "nowhere"))
+    with pytest.raises(SettingsError, match="QUIRE_TOKEN_FILE"):
+        load()
+
+
+def test_only_secrets_lie_in_files_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUIRE_MAX_ROWS_FILE", "/etc/hostname")
+    with pytest.raises(SettingsError, match="QUIRE_MAX_ROWS_FILE"):
+        load()
