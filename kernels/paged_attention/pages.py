@@ -1,8 +1,9 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """Where tokens lie: the addresses of a tile's keys and values in the cache, and the type in which keys are met.
 
-A tile's blocks are looked up while the tile before it is worked on. A load of keys whose address is itself loaded in
-the same turn of a loop takes two of the loop's stages, so that Triton keeps fewer tiles in flight than asked for.
+A load of keys whose address is itself loaded in the same turn of a loop takes two of the loop's stages, so that Triton
+keeps fewer tiles in flight than asked for. Loops of more than two stages therefore look a tile's blocks up a turn
+ahead; with two there is one tile to hold either way.
 """
 
 import triton

@@ -30,17 +30,22 @@ def _attend_tiles(
     DIM_PAD: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     columns = tl.arange(0, DIM_PAD)
+    AHEAD: tl.constexpr = STAGES > 2
     ONE_BLOCK: tl.constexpr = BLOCK_SIZE % BLOCK_N == 0
-    blocks = tile_blocks(table_ptr, start, end, BLOCK_SIZE, BLOCK_N, ONE_BLOCK)
+    if AHEAD:
+        blocks = tile_blocks(table_ptr, start, end, BLOCK_SIZE, BLOCK_N, ONE_BLOCK)
     for tile_start in tl.range(start, end, BLOCK_N, num_stages=STAGES):
         tokens = tile_start + tl.arange(0, BLOCK_N)
+        if not AHEAD:
+            blocks = tile_blocks(table_ptr, tile_start, end, BLOCK_SIZE, BLOCK_N, ONE_BLOCK)
         k_offsets = token_offsets(
             blocks, tile_start, k_block_stride, k_slot_stride, BLOCK_SIZE, BLOCK_N, ONE_BLOCK
         )
         v_offsets = token_offsets(
             blocks, tile_start, v_block_stride, v_slot_stride, BLOCK_SIZE, BLOCK_N, ONE_BLOCK
         )
-        blocks = tile_blocks(table_ptr, tile_start + BLOCK_N, end, BLOCK_SIZE, BLOCK_N, ONE_BLOCK)
+        if AHEAD:
+            blocks = tile_blocks(table_ptr, tile_start + BLOCK_N, end, BLOCK_SIZE, BLOCK_N, ONE_BLOCK)
         k_at = k_ptr + k_offsets[None, :] + columns[:, None]
         v_at = v_ptr + v_offsets[:, None] + columns[None, :]
         if MASKED:

@@ -7,6 +7,7 @@ import torch
 
 from kernels.paged_attention import QUERY_TILE, kernel, query_tiles, reference
 from kernels.paged_attention.decode import decode_attention
+from kernels.paged_attention.prefill import prefill_attention
 from tests.support.attention_batch import AttentionBatch, Shape, assert_attends, attention_batch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -82,9 +83,12 @@ def test_long_contexts_are_split_and_merged_with_short_ones_beside_them(window: 
 
 
 @pytest.mark.parametrize("block_size", [16, 128, 256])
+@pytest.mark.parametrize("num_stages", [2, 3])
 @pytest.mark.parametrize("tile", [32, 64, 128])
-def test_tiles_larger_than_what_items_begin_at_multiples_of(tile: int, block_size: int) -> None:
-    """A tile may begin in the middle of a block that could hold it whole."""
+def test_tiles_larger_than_what_items_begin_at_multiples_of(
+    tile: int, num_stages: int, block_size: int
+) -> None:
+    """A tile may begin in the middle of a block that could hold it whole; it may be looked up ahead or not."""
     shape = Shape(4, 2, 64, block_size)
     lengths = [150, 3, 700]
     batch = attention_batch(shape, lengths, [], device=DEVICE)
@@ -93,8 +97,24 @@ def test_tiles_larger_than_what_items_begin_at_multiples_of(tile: int, block_siz
     assert plan.decode is not None
     out = torch.full_like(batch.q, float("nan"))
     decode_attention(
-        batch.q, batch.k_cache, batch.v_cache, tables, lens, plan.decode, out, batch.scale, None, tile=tile
-    )
+        batch.q, batch.k_cache, batch.v_cache, tables, lens, plan.decode, out, batch.scale, None,
+        tile=tile, num_stages=num_stages,
+    )  # fmt: skip
+    assert_attends(out, batch, 2e-5)
+
+
+@pytest.mark.parametrize("block_size", [16, 128])
+@pytest.mark.parametrize("pack", [1, 4])
+def test_tiles_of_chunks_looked_up_ahead(pack: int, block_size: int) -> None:
+    shape = Shape(4, 1, 64, block_size)
+    batch = attention_batch(shape, [], [(20, 70), (3, 90), (130, 300)], device=DEVICE)
+    plan = kernel.plan_attention(batch.block_tables, batch.context_lens, 0, batch.chunks, 4, 1, 64)
+    assert plan.chunks is not None
+    out = torch.full_like(batch.q, float("nan"))
+    prefill_attention(
+        batch.q, batch.k_cache, batch.v_cache, plan, plan.chunks, out, batch.scale, None,
+        block_m=64, block_n=32, num_warps=4, pack=pack, num_stages=3,
+    )  # fmt: skip
     assert_attends(out, batch, 2e-5)
 
 
