@@ -15,6 +15,7 @@ from tokenizer_svc.text_tokenizer import TextTokenizer
 DeltaSink = Callable[[], tokenizer_pb2.TextDelta]
 
 _ENDED_BY_US = types_pb2.FINISH_REASON_STOP
+_LEAST_TIMEOUT_S = 0.001
 
 
 class LiveRequest:
@@ -34,6 +35,7 @@ class LiveRequest:
         self.token_request = token_request
         self.sequences = sequences
         self.is_over = False
+        self._started = time.monotonic()
         self.lost_since: float | None = None
         """When (monotonic seconds) a scheduler lost it; None once tokens have come since."""
         self.span = span
@@ -108,6 +110,10 @@ class LiveRequest:
         """The request as it is submitted to a scheduler that does not know it: with all tokens so far."""
         request = scheduler_pb2.TokenRequest()
         request.CopyFrom(self.token_request)
+        if request.HasField("timeout_s"):
+            # The deadline stays where it was; one that has passed is for the scheduler to say.
+            elapsed_s = time.monotonic() - self._started
+            request.timeout_s = max(request.timeout_s - elapsed_s, _LEAST_TIMEOUT_S)
         del request.resumed[:]
         for text in self.sequences:
             if text.token_ids:

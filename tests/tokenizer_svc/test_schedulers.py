@@ -117,6 +117,16 @@ async def test_a_redirect_is_followed_and_marked_as_such(tmp_path: Path) -> None
     assert [request.redirected for request in b.submitted] == [True]
 
 
+async def test_a_deadline_stays_where_it_was(tmp_path: Path) -> None:
+    a, b = await two(tmp_path)
+    a.script = lambda s: [redirect(s.handle, b.address)]
+    async with front(tmp_path, a, b) as service:
+        await ready(service, 2)
+        assert await generate(service, timeout_s=60.0) == [5, 6]
+    assert a.submitted[0].timeout_s == 60.0
+    assert 0 < b.submitted[0].timeout_s < 60.0
+
+
 async def test_a_redirect_to_nowhere_comes_to_an_end_all_the_same(tmp_path: Path) -> None:
     a, b = await two(tmp_path)
     a.script = lambda s: [redirect(s.handle, f"unix:{tmp_path}/nowhere")]
