@@ -13,9 +13,9 @@ from gpu_worker.kv_cache import KvCache
 from gpu_worker.models.architectures import DecoderConfig
 from gpu_worker.models.rope import cos_sin_table
 from kernels.linear import Norm, gate_up_silu, linear, linear_add
-from kernels.paged_attention import AttentionPlan, Chunks, paged_attention, plan_attention
+from kernels.paged_attention import AttentionPlan, Chunks, plan_attention
 from kernels.rms_norm import rms_norm
-from kernels.rope_kv_write import rope_kv_write
+from kernels.rope_attention import Rotation, rope_attention
 from kernels.silu_mul import silu_mul
 
 
@@ -134,11 +134,12 @@ class Decoder:
         )
         q, k, v = torch.split(qkv, [config.num_heads, config.num_kv_heads, config.num_kv_heads], dim=1)
         keys, values, scales = cache.keys[index], cache.values[index], cache.scales[index]
-        q = rope_kv_write(
-            q, k, v, self._cos_sin, inputs.positions, inputs.slots, keys, values,
-            layer.q_norm, layer.k_norm, config.rms_norm_eps, scales,
-        )  # fmt: skip
-        out = paged_attention(q, keys, values, inputs.plan, self._scale, config.windows[index], scales)
+        rotation = Rotation(
+            self._cos_sin, inputs.positions, inputs.slots, layer.q_norm, layer.k_norm, config.rms_norm_eps
+        )
+        out = rope_attention(
+            q, k, v, rotation, keys, values, inputs.plan, self._scale, config.windows[index], scales
+        )
         return out.reshape(len(x), -1)
 
 

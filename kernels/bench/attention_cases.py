@@ -7,6 +7,7 @@ import torch
 
 from kernels.bench.cases import BFLOAT16_BYTES, Case, Sizes, num_copies
 from kernels.paged_attention import Chunks, paged_attention, plan_attention, query_tiles
+from kernels.rope_attention import Rotation, rope_attention
 
 # What the caches of one case may take.
 _MAX_CACHE_BYTES = 16 << 30
@@ -33,6 +34,16 @@ def decode_cases(sizes: Sizes, rows: int, context: int, block_size: int, device:
     calls = [partial(paged_attention, q, k, v, plan, scale) for k, v in caches]
     flops = 4 * rows * context * sizes.heads * sizes.head_dim
     yield Case("attention: decode", rows, cache_bytes + 2 * q.nbytes, flops, calls, detail)
+    k_new, v_new = torch.randn(2, rows, sizes.kv_heads, sizes.head_dim, device=device).bfloat16()
+    norm = torch.ones(sizes.head_dim, device=device).bfloat16() if sizes.has_qk_norm else None
+    positions = lens.long() - 1
+    slots = tables[:, -1].long() * block_size + positions % block_size
+    rotation = Rotation(
+        torch.randn(context, sizes.head_dim, device=device), positions, slots, norm, norm, 1e-6
+    )
+    calls = [partial(rope_attention, q, k_new, v_new, rotation, k, v, plan, scale) for k, v in caches]
+    num_bytes = cache_bytes + 2 * q.nbytes + 4 * k_new.nbytes
+    yield Case("rotation, write, attention", rows, num_bytes, flops, calls, detail)
 
 
 def prefill_cases(

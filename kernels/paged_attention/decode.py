@@ -15,7 +15,7 @@ from kernels.paged_attention import DecodeWork
 from kernels.paged_attention.pages import tile_blocks, token_offsets, widened
 from kernels.paged_attention.plan import TILE
 
-_LOG2_E = 1.4426950408889634
+LOG2_E = 1.4426950408889634
 # More would set the registers of every program, and with them how many fit: 228 against 152 a thread for groups of 8.
 _MERGED_PER_THREAD = 64
 _MOST_AT_ONCE = 16
@@ -23,7 +23,20 @@ _MANY_ROWS = 128
 
 
 @triton.jit
-def _attend_item(
+def read_item(items_ptr, item, num_places):
+    """An item's row, first token and the one after its last, the row's first item, and how many the row has; where no
+    token is left the others mean nothing."""
+    start = tl.load(items_ptr + num_places + item)
+    end = tl.load(items_ptr + 2 * num_places + item)
+    # Waiting for `end` before asking for these would take as long again.
+    row = tl.load(items_ptr + item).to(tl.int64)
+    first_item = tl.load(items_ptr + 3 * num_places + item).to(tl.int64)
+    num_items = tl.load(items_ptr + 4 * num_places + item)
+    return row, start, end, first_item, num_items
+
+
+@triton.jit
+def attend_item(
     q, table_ptr, k_ptr, v_ptr, start, end, seen_from, k_block_stride, k_slot_stride, v_block_stride, v_slot_stride,
     scale_log2, GROUP_PAD: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr, ONE_BLOCK: tl.constexpr, STAGES: tl.constexpr,
@@ -103,6 +116,38 @@ def _merge(
 
 
 @triton.jit
+def finish_item(
+    out, largest, total, out_ptr, arrived_ptr, part_out_ptr, part_max_ptr, part_sum_ptr, item, row, head,
+    first_item, num_items, NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP_PAD: tl.constexpr,
+    GROUP_BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, AT_ONCE: tl.constexpr,
+):  # fmt: skip
+    """Write what came of an item: the result, where it is its row's only one, or a part; the last part merges all."""
+    GROUP: tl.constexpr = NUM_HEADS // KV_HEADS
+    members = tl.arange(0, GROUP_PAD)
+    columns = tl.arange(0, DIM_PAD)
+    heads = head * GROUP + members
+    mask = (members < GROUP)[:, None] & (columns < HEAD_DIM)[None, :]
+    row_out_ptr = out_ptr + row * (NUM_HEADS * HEAD_DIM)
+    if num_items == 1:
+        at = row_out_ptr + heads[:, None] * HEAD_DIM + columns[None, :]
+        tl.store(at, (out / total[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
+    else:
+        places = item.to(tl.int64) * NUM_HEADS + heads
+        tl.store(part_out_ptr + places[:, None] * HEAD_DIM + columns[None, :], out, mask=mask)
+        tl.store(part_max_ptr + places, largest, mask=members < GROUP)
+        tl.store(part_sum_ptr + places, total, mask=members < GROUP)
+        # All threads' stores come before the one that says so; whoever sees all of a row's merges them.
+        tl.debug_barrier()
+        arrived_at = arrived_ptr + row * KV_HEADS + head
+        if tl.atomic_add(arrived_at, 1, sem="acq_rel") == num_items - 1:
+            tl.store(arrived_at, 0)
+            _merge(
+                row_out_ptr, part_out_ptr, part_max_ptr, part_sum_ptr, first_item, num_items, head,
+                NUM_HEADS, GROUP, GROUP_BLOCK, HEAD_DIM, DIM_PAD, AT_ONCE,
+            )  # fmt: skip
+
+
+@triton.jit
 def _decode_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, tables_ptr, context_lens_ptr, items_ptr, arrived_ptr, part_out_ptr,
     part_max_ptr, part_sum_ptr, scale_log2, q_row_stride, table_stride, k_block_stride, k_head_stride,
@@ -116,13 +161,7 @@ def _decode_kernel(
     head = tl.program_id(1)
     GROUP: tl.constexpr = NUM_HEADS // KV_HEADS
     pdl.wait(PDL)
-    num_places = tl.num_programs(0)
-    start = tl.load(items_ptr + num_places + item)
-    end = tl.load(items_ptr + 2 * num_places + item)
-    # Not all of these mean something; but waiting for `end` first would take as long again.
-    row = tl.load(items_ptr + item).to(tl.int64)
-    first_item = tl.load(items_ptr + 3 * num_places + item).to(tl.int64)
-    num_items = tl.load(items_ptr + 4 * num_places + item)
+    row, start, end, first_item, num_items = read_item(items_ptr, item, tl.num_programs(0))
     if start < end:
         seen_from = 0
         if WINDOW > 0:
@@ -138,31 +177,17 @@ def _decode_kernel(
         if HAS_SCALES:
             scale_log2 *= tl.load(k_scales_ptr + head)
             q = widened(q)
-        out, largest, total = _attend_item(
+        out, largest, total = attend_item(
             q, tables_ptr + row * table_stride, k_ptr + head * k_head_stride, v_ptr + head * v_head_stride,
             start, end, seen_from, k_block_stride, k_slot_stride, v_block_stride, v_slot_stride, scale_log2,
             GROUP_PAD, HEAD_DIM, DIM_PAD, BLOCK_SIZE, TILE, ONE_BLOCK, STAGES,
         )  # fmt: skip
         if HAS_SCALES:
             out *= tl.load(v_scales_ptr + head)
-        row_out_ptr = out_ptr + row * (NUM_HEADS * HEAD_DIM)
-        if num_items == 1:
-            at = row_out_ptr + heads[:, None] * HEAD_DIM + columns[None, :]
-            tl.store(at, (out / total[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
-        else:
-            places = item.to(tl.int64) * NUM_HEADS + heads
-            tl.store(part_out_ptr + places[:, None] * HEAD_DIM + columns[None, :], out, mask=mask)
-            tl.store(part_max_ptr + places, largest, mask=members < GROUP)
-            tl.store(part_sum_ptr + places, total, mask=members < GROUP)
-            # All threads' stores come before the one that says so; whoever sees all of a row's merges them.
-            tl.debug_barrier()
-            arrived_at = arrived_ptr + row * KV_HEADS + head
-            if tl.atomic_add(arrived_at, 1, sem="acq_rel") == num_items - 1:
-                tl.store(arrived_at, 0)
-                _merge(
-                    row_out_ptr, part_out_ptr, part_max_ptr, part_sum_ptr, first_item, num_items, head,
-                    NUM_HEADS, GROUP, GROUP_BLOCK, HEAD_DIM, DIM_PAD, AT_ONCE,
-                )  # fmt: skip
+        finish_item(
+            out, largest, total, out_ptr, arrived_ptr, part_out_ptr, part_max_ptr, part_sum_ptr, item, row, head,
+            first_item, num_items, NUM_HEADS, KV_HEADS, GROUP_PAD, GROUP_BLOCK, HEAD_DIM, DIM_PAD, AT_ONCE,
+        )  # fmt: skip
 
 
 def decode_attention(
@@ -186,8 +211,33 @@ def decode_attention(
 
     A program holds num_stages - 1 tiles of keys and of values.
     """
-    num_heads, head_dim = q.shape[1], q.shape[2]
-    num_kv_heads, block_size = k_cache.shape[1], k_cache.shape[2]
+    options = launch_options(
+        q, k_cache, work, scales, tile=tile, num_warps=num_warps, num_stages=num_stages,
+        merged_per_thread=merged_per_thread,
+    )  # fmt: skip
+    _decode_kernel[(work.items.shape[1], k_cache.shape[1])](
+        q, k_cache, v_cache, out, block_tables, context_lens, work.items, work.arrived,
+        work.partial_out, work.partial_max, work.partial_sum,
+        scale * LOG2_E, q.stride(0), block_tables.stride(0),
+        k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
+        v_cache.stride(0), v_cache.stride(1), v_cache.stride(2), *(scales or (q, q)),
+        WINDOW=window or 0, **options, **pdl.options(),
+    )  # fmt: skip
+
+
+def launch_options(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    work: DecodeWork,
+    scales: KvScales | None,
+    *,
+    tile: int = 0,
+    num_warps: int = 0,
+    num_stages: int = 2,
+    merged_per_thread: int = _MERGED_PER_THREAD,
+) -> dict[str, int]:
+    """Sizes of a program that attends an item; 0 for those that were measured best."""
+    (num_heads, head_dim), (num_kv_heads, block_size) = q.shape[1:], k_cache.shape[1:3]
     group = num_heads // num_kv_heads
     dim_pad = triton.next_power_of_2(head_dim)
     # Two warps do not have the registers for wide heads.
@@ -196,16 +246,10 @@ def decode_attention(
     at_once = max(1, min(_MOST_AT_ONCE, merged_per_thread * 32 * num_warps // (group_block * dim_pad)))
     # Measured: many short programs for many rows, so long as a tile is not mostly the queries' own cost.
     tile = tile or (TILE // 2 if group <= 2 and len(work.arrived) >= _MANY_ROWS else TILE)
-    # Items begin at multiples of TILE, so a larger tile may begin within a block and end in the next.
-    one_block = block_size % tile == 0 and TILE % tile == 0
-    _decode_kernel[(work.items.shape[1], num_kv_heads)](
-        q, k_cache, v_cache, out, block_tables, context_lens, work.items, work.arrived,
-        work.partial_out, work.partial_max, work.partial_sum,
-        scale * _LOG2_E, q.stride(0), block_tables.stride(0),
-        k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
-        v_cache.stride(0), v_cache.stride(1), v_cache.stride(2), *(scales or (q, q)),
-        WINDOW=window or 0, NUM_HEADS=num_heads, KV_HEADS=num_kv_heads,
-        GROUP_PAD=max(16, group_block), GROUP_BLOCK=group_block,
-        HEAD_DIM=head_dim, DIM_PAD=dim_pad, BLOCK_SIZE=block_size, TILE=tile, ONE_BLOCK=one_block, STAGES=num_stages,
-        HAS_SCALES=scales is not None, AT_ONCE=at_once, num_warps=num_warps, **pdl.options(),
-    )  # fmt: skip
+    return {
+        "NUM_HEADS": num_heads, "KV_HEADS": num_kv_heads, "GROUP_PAD": max(16, group_block),
+        "GROUP_BLOCK": group_block, "HEAD_DIM": head_dim, "DIM_PAD": dim_pad, "BLOCK_SIZE": block_size, "TILE": tile,
+        # Items begin at multiples of TILE, so a larger tile may begin within a block and end in the next.
+        "ONE_BLOCK": block_size % tile == 0 and TILE % tile == 0,
+        "STAGES": num_stages, "HAS_SCALES": scales is not None, "AT_ONCE": at_once, "num_warps": num_warps,
+    }  # fmt: skip

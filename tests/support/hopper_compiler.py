@@ -8,6 +8,7 @@ because in the tests' process Triton interprets.
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -19,6 +20,8 @@ from triton.compiler import ASTSource
 from kernels import pdl
 from kernels.kv_scales import FP8, KvScales
 from kernels.paged_attention import AttentionPlan, DecodeWork, decode, prefill
+from kernels.rope_attention import Rotation
+from kernels.rope_attention import decode as rope_decode
 from tests.support.attention_batch import chunks_of
 
 _HOPPER = GPUTarget("cuda", 90, 32)
@@ -69,15 +72,37 @@ def scales_for(cache: torch.dtype) -> KvScales | None:
     return KvScales(torch.ones(_KV_HEADS), torch.ones(_KV_HEADS)) if cache is FP8 else None
 
 
-def compile_decode(tensors: list[Any], **options: int) -> int:
-    """Bytes of shared memory."""
-    q, k, v = tensors
+def decoding(q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, DecodeWork]:
+    """Block tables, context lengths and work of 8 rows."""
     tables, lens = torch.zeros(8, 16, dtype=torch.int32), torch.zeros(8, dtype=torch.int32)
     sums = torch.empty(16, q.shape[1])
     work = DecodeWork(
         torch.empty(5, 16, dtype=torch.int32), torch.empty(8, _KV_HEADS, dtype=torch.int32),
         torch.empty(16, *q.shape[1:]), sums, sums,
     )  # fmt: skip
+    return tables, lens, work
+
+
+def compile_rope_decode(tensors: list[Any], *, with_norm: bool) -> int:
+    """Bytes of shared memory."""
+    q, k, v = tensors
+    tables, lens, work = decoding(q)
+    new = torch.empty(8, _KV_HEADS, q.shape[2], dtype=q.dtype)
+    norm = new[0, 0] if with_norm else None
+    rotation = Rotation(torch.empty(64, q.shape[2]), lens, lens, norm, norm, 1e-6)
+    plan = AttentionPlan(tables, lens, 8, None, work)
+    kernel = Recorder(rope_decode._rope_decode_kernel)
+    with mock.patch.object(rope_decode, "_rope_decode_kernel", kernel):
+        rope_decode.rope_decode_attention(
+            q, new, new, rotation, k, v, plan, work, 0.1, None, scales_for(k.dtype)
+        )
+    return kernel.shared
+
+
+def compile_decode(tensors: list[Any], **options: int) -> int:
+    """Bytes of shared memory."""
+    q, k, v = tensors
+    tables, lens, work = decoding(q)
     with mock.patch.object(decode, "_decode_kernel", Recorder(decode._decode_kernel)) as recorder:
         decode.decode_attention(q, k, v, tables, lens, work, q, 0.1, None, scales_for(k.dtype), **options)
     return recorder.shared
@@ -103,10 +128,12 @@ def launches() -> dict[str, Callable[[], int]]:
         for cache in (bfloat16, FP8):
             tensors = inputs(bfloat16, 128, 4, block_size, cache)
             name = f"{cache} block {block_size}"
+            found[f"rope decode {name}"] = partial(compile_rope_decode, tensors, with_norm=block_size == 16)
             found[f"decode {name}"] = lambda tensors=tensors: compile_decode(tensors)  # type: ignore[misc]
             found[f"short {name}"] = lambda tensors=tensors: compile_prefill(tensors, [9, 30])  # type: ignore[misc]
             found[f"long {name}"] = lambda tensors=tensors: compile_prefill(tensors, [1024])  # type: ignore[misc]
     narrow = inputs(torch.float16, 80, 3, 32, torch.float16)
+    found["rope decode odd shape"] = partial(compile_rope_decode, narrow, with_norm=True)
     found["decode odd shape"] = lambda: compile_decode(narrow)
     found["short odd shape"] = lambda: compile_prefill(narrow, [9, 30])
     tensors = inputs(bfloat16, 128, 4, 16, bfloat16)
