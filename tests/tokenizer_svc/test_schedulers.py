@@ -94,7 +94,6 @@ async def test_what_the_scheduler_decides_by_reaches_it_and_stays_with_a_request
         "priority": -7,
         "cache_salt": "salt",
         "public_prefix_tokens": 16,
-        "timeout_s": 20.0,
     }
     async with front(tmp_path, a, b) as service:
         await ready(service, 2)
