@@ -16,6 +16,7 @@ from quire.redis_client import RedisFailure
 from quire.v1 import worker_pb2, worker_pb2_grpc
 from scheduler_svc import metrics
 from scheduler_svc.core.replica import Replica
+from scheduler_svc.core.scheduler import Scheduler
 from scheduler_svc.prefix_index import Entry, PrefixIndex
 
 log = structlog.get_logger()
@@ -31,6 +32,27 @@ class AdoptedBlock(NamedTuple):
     block: int
     assigned: tuple[int, int]
     """(lease epoch, step id) of the command that assigned it."""
+
+
+async def blocks_to_attach(
+    scheduler: Scheduler,
+    worker: str,
+    index: PrefixIndex,
+    stub: "worker_pb2_grpc.WorkerAsyncStub",
+    description: worker_pb2.WorkerDescription,
+) -> list[AdoptedBlock]:
+    """What `attach` is to be told of a worker whose stream has just opened.
+
+    Forgets a replica that is known under this name if its pool is not to be believed as it stands.
+    """
+    replica = scheduler.replicas.get(worker)
+    if replica is None or replica.description.worker_epoch != description.worker_epoch:
+        return await confirmed_blocks(index, stub, description)
+    left = await blocks_since(replica, stub, description)
+    if left is None:
+        return []
+    scheduler.forget(worker)
+    return left
 
 
 async def confirmed_blocks(

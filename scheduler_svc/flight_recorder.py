@@ -14,6 +14,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
+from google.protobuf.message import Message
+
 from quire.errors import QuireError
 from quire.v1 import worker_pb2
 from scheduler_svc.core.limits import Limits
@@ -23,6 +25,8 @@ from scheduler_svc.core.scheduler import Scheduler
 FORMAT = 1
 # A call's tuple, names and numbers, beside its messages.
 _CALL_BYTES = 300
+# A block that is adopted: its hash and numbers.
+_ADOPTED_BYTES = 200
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -75,7 +79,11 @@ def _recorded(method: Callable[Concatenate[Scheduler, P], R]) -> Callable[Concat
 
 
 class RecordedScheduler(Scheduler):
-    """The core, each call into which is kept, in at most about `max_bytes` and two copies of its state."""
+    """The core, each call into which is kept, in at most about `max_bytes` and two copies of its state.
+
+    What the core is asked for, `take_updates` and `take_endings`, changes nothing that a command depends on, and is
+    not kept. Adopted blocks are to be given as a list.
+    """
 
     def __init__(self, limits: Limits, *, max_bytes: int, route: Route = cheapest) -> None:
         super().__init__(limits, route)
@@ -102,8 +110,12 @@ class RecordedScheduler(Scheduler):
         if self._newer is None or self._is_full(self._newer):
             self._older, self._newer = self._newer, Segment(self._state())
         self._newer.calls.append(call)
-        sizes = (part.ByteSize() for part in call.arguments if hasattr(part, "ByteSize"))
-        self._newer.num_bytes += _CALL_BYTES + sum(sizes)
+        self._newer.num_bytes += _CALL_BYTES
+        for part in arguments:
+            if isinstance(part, Message):
+                self._newer.num_bytes += part.ByteSize()
+            elif isinstance(part, list):
+                self._newer.num_bytes += _ADOPTED_BYTES * len(part)
         return call
 
     def _is_full(self, segment: Segment) -> bool:
@@ -127,11 +139,14 @@ class RecordedScheduler(Scheduler):
     cancel = _recorded(Scheduler.cancel)
     finish = _recorded(Scheduler.finish)
     cancel_client = _recorded(Scheduler.cancel_client)
-    expire = _recorded(Scheduler.expire)
     schedule = _recorded(Scheduler.schedule)
     apply = _recorded(Scheduler.apply)
-    take_updates = _recorded(Scheduler.take_updates)
-    take_endings = _recorded(Scheduler.take_endings)
+    _expire = _recorded(Scheduler.expire)
+
+    def expire(self, now: float) -> None:
+        """As the core's; mostly there is nothing to do, and so nothing to keep."""
+        if self.next_deadline() <= now:
+            self._expire(now)
 
 
 def replay(path: Path) -> "Replay":

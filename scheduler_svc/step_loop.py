@@ -12,9 +12,9 @@ from typing import Any
 import grpc
 
 from quire.errors import NotReady
-from quire.v1 import scheduler_pb2, types_pb2, worker_pb2, worker_pb2_grpc
+from quire.v1 import scheduler_pb2, types_pb2, worker_pb2
 from scheduler_svc import metrics
-from scheduler_svc.adoption import AdoptedBlock, blocks_since, checksums, confirmed_blocks
+from scheduler_svc.adoption import AdoptedBlock, blocks_to_attach, checksums
 from scheduler_svc.core.limits import Limits
 from scheduler_svc.core.replica import Replica
 from scheduler_svc.core.scheduler import Scheduler
@@ -170,7 +170,7 @@ class StepLoop:
         link = self._links[worker] = WorkerLink(
             address,
             take_epoch=take_epoch,
-            adopt=partial(self._adopt, worker),
+            adopt=partial(blocks_to_attach, self.scheduler, worker, self._index),
             on_open=partial(self._worker_opened, worker),
             on_result=partial(self._worker_answered, worker),
             on_close=partial(self._worker_closed, worker),
@@ -211,18 +211,6 @@ class StepLoop:
             return await checksums(link.stub, list(blocks))
         except (grpc.aio.AioRpcError, ValueError):
             return {}
-
-    async def _adopt(
-        self, worker: str, stub: "worker_pb2_grpc.WorkerAsyncStub", description: worker_pb2.WorkerDescription
-    ) -> list[AdoptedBlock]:
-        replica = self.scheduler.replicas.get(worker)
-        if replica is None or replica.description.worker_epoch != description.worker_epoch:
-            return await confirmed_blocks(self._index, stub, description)
-        left = await blocks_since(replica, stub, description)
-        if left is None:
-            return []  # the pool stays as it is
-        self.scheduler.forget(worker)
-        return left
 
     def _link_ended(self, worker: str, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

@@ -1,7 +1,10 @@
-"""Which rows and blocks commands in flight may still touch, worked out from the commands alone."""
+"""Witnesses: who may still touch which rows and blocks, and whose cache gives way to whom."""
+
+from collections import Counter
 
 from quire.packing import unpack_int32, unpack_uint32
 from quire.v1 import worker_pb2
+from scheduler_svc.core.block_pool import NOBODY, BlockPool
 
 
 class Ownership:
@@ -49,3 +52,26 @@ class Ownership:
         assert held.isdisjoint(blocks), "a block that is to be written is another row's"
         early = self._leaving_blocks.keys() & set(blocks)
         assert not early, f"blocks {sorted(early)} are given out before their removal has retired"
+
+
+class WitnessedPool(BlockPool):
+    """A pool under observation: what an owner has within its floor, held and cached, others do not take."""
+
+    def allocate(self, count: int, owner: int = NOBODY) -> list[int]:
+        """As the pool's."""
+        cached = self._cached_by_owner()
+        taken = super().allocate(count, owner)
+        left = self._cached_by_owner()
+        for other, floor in self._floors.items():
+            lost = cached[other] - left[other]
+            had = cached[other] + self.held.get(other, 0)
+            assert other == owner or not lost or had - lost >= floor, "a prefix within its floor was evicted"
+        return taken
+
+    def _cached_by_owner(self) -> Counter[int]:
+        """Blocks that each owner with a floor could find again, and that were cached when it had one."""
+        if not self._floors:
+            return Counter()
+        lists = {sentinel: owner for owner, sentinel in self._lists.items()}
+        free = (block for block in range(self.num_blocks) if not self._ref_counts[block])
+        return Counter(lists[self._list_of[block]] for block in free if self._list_of[block] in lists)

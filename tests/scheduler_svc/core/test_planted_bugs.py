@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.instant_rows import ProtocolViolation
+from scheduler_svc import adoption
 from scheduler_svc.core import block_hash, commands, scheduler, sequence
 from scheduler_svc.core.block_pool import BlockPool
 from scheduler_svc.core.replica import InFlight, Replica
@@ -122,10 +123,48 @@ def lost_cancel(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Scheduler, "cancel", cancel_some)
 
 
+def index_believed(patch: pytest.MonkeyPatch) -> None:
+    """What the index says of a worker is taken for true, whoever has used its blocks since."""
+
+    async def everything(entries: object, stub: object, description: object) -> object:
+        return entries
+
+    async def sound(standing: object, stub: object) -> bool:
+        return True
+
+    patch.setattr(adoption, "_standing", everything)
+    patch.setattr(adoption, "_is_sound", sound)
+
+
+def own_pool_believed(patch: pytest.MonkeyPatch) -> None:
+    """A scheduler that gets a worker back goes on as if nobody had used its blocks in between."""
+
+    async def everything(replica: object, stub: object, description: object) -> None:
+        return None
+
+    patch.setattr(adoption, "blocks_since", everything)
+
+
+def prefix_evicted_below_floor(patch: pytest.MonkeyPatch) -> None:
+    """The least recently used block is evicted, whosever floor it is within."""
+
+    def oldest(self: BlockPool, owner: int) -> int:
+        del owner
+        cached = (self._next[sentinel] for sentinel in self._sentinels()[1:])
+        return min((block for block in cached if block < self.num_blocks), key=lambda b: self._freed_at[b])
+
+    patch.setattr(BlockPool, "_oldest_cached", oldest)
+
+
+def floor_unreserved(patch: pytest.MonkeyPatch) -> None:
+    """What one tenant's floor keeps free can be taken by any."""
+    patch.setattr(BlockPool, "spare", property(lambda self: self.num_free))
+
+
 @pytest.mark.parametrize(
     ("plant", "finding"),
     [
-        (free_early, "another row's|before its removal|before their removal|while free"),
+        (free_early, "another row's|before its removal|before their removal|while free|cannot be found is shared"),
         (free_at_removal, "before its removal has retired|before their removal has retired"),
         (commit_early, "hold another prefix"),
         (double_free, "reference counts differ|freed twice"),
@@ -133,6 +172,10 @@ def lost_cancel(patch: pytest.MonkeyPatch) -> None:
         (hash_without_parent, "hold another prefix|names a block twice|occurs twice in the table"),
         (lost_cancel, "after a cancel"),
         (all_clients_leave, "never ended"),
+        (index_believed, "hold another prefix"),
+        (own_pool_believed, "hold another prefix"),
+        (prefix_evicted_below_floor, "within its floor was evicted"),
+        (floor_unreserved, "below its floor|no block may be taken"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -11,7 +11,8 @@ from quire.packing import pack_int32, pack_uint8, pack_uint32, unpack_int32, unp
 from quire.v1 import types_pb2, worker_pb2
 from scheduler_svc.core.scheduler import Scheduler
 from scheduler_svc.core.step_tokens import ProtocolError
-from tests.scheduler_svc.core.world import VOCAB, World, description
+from tests.scheduler_svc.core.fake_worker import VOCAB, description
+from tests.scheduler_svc.core.world import World
 
 small = st.integers(0, 6)
 results = st.builds(
@@ -66,7 +67,7 @@ def test_nonsense_ends_the_stream_and_nothing_else(nonsense: worker_pb2.StepResu
         world.disconnect("w0", restart=True)
         world.check()
         world.receive()
-        world.scheduler.take_endings()
+        world.shells["s0"].settle()
         world.connect("w0")
         for _ in range(200):
             world.feed("w0")
