@@ -164,7 +164,10 @@ def floor_unreserved(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("plant", "finding"),
     [
-        (free_early, "another row's|before its removal|before their removal|while free|cannot be found is shared"),
+        (
+            free_early,
+            "another row's|before its removal|before their removal|while free|cannot be found is shared",
+        ),
         (free_at_removal, "before its removal has retired|before their removal has retired"),
         (commit_early, "hold another prefix"),
         (double_free, "reference counts differ|freed twice"),
