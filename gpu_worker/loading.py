@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import structlog
 import torch
 
+from gpu_worker import metrics
 from gpu_worker.gpu_memory import explained, kv_budget, measure
 from gpu_worker.kv_cache import KvCache
 from gpu_worker.kv_calibration import calibrate
@@ -74,6 +75,8 @@ def load(settings: WorkerSettings, worker_epoch: int, on_progress: Callable[[flo
                 runner.capture_graphs(tell)
             with start.phase("warm_up") as tell:
                 warm_up(runner, tell)
+        metrics.device_memory_allocated_bytes.set_function(torch.cuda.memory_allocated)
+        metrics.device_memory_reserved_bytes.set_function(torch.cuda.memory_reserved)
     return LoadedWorker(description, runner, cache, start.seconds)
 
 

@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,6 +17,7 @@ from gpu_worker.block_tags import BlockTags
 from gpu_worker.loading import LoadedWorker, load
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.step_loop import CommandStream, StepCounts, StepLoop, Superseded
+from gpu_worker.step_profiler import StepProfiler
 from quire.errors import InvalidRequest, NotReady, QuireError
 from quire.packing import pack_uint64, unpack_int32
 from quire.redis_client import open_redis
@@ -44,6 +47,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         self._loaded: LoadedWorker | None = None
         self._step_loop: StepLoop | None = None
         self._tags: BlockTags | None = None
+        self._profiler: StepProfiler | None = None
         self._redis = open_redis(settings.redis_url) if settings.redis_url else None
         self._registration: asyncio.Task[None] | None = None
         self._lease_epoch = 0
@@ -53,6 +57,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
 
     async def start(self) -> None:
         """Listen, and begin to load."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, self._trace_steps)
         await self.rpc.start([SERVICE_NAME])
         self._loading = asyncio.create_task(self._load(), name="load")
 
@@ -80,18 +85,27 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         started = time.monotonic()
         try:
             loaded = await asyncio.to_thread(load, self._settings, self._epoch, self._on_progress)
+            self._become_ready(loaded, time.monotonic() - started)
         except QuireError as error:
             self._shutdown.fail(error.message)
             return
-        except (RuntimeError, MemoryError, OSError) as error:
+        except Exception as error:  # whatever it is: a worker that never gets ready must not stay
             log.error("loading failed", exc_info=error)
-            self._shutdown.fail(f"cannot load {self._settings.model}: {error}")
+            self._shutdown.fail(f"cannot load {self._settings.model}: {type(error).__name__}: {error}")
             return
+        await self.rpc.set_serving(True)
+        if self._redis is not None:
+            self._registration = asyncio.create_task(self._register().run(), name="registration")
+
+    def _become_ready(self, loaded: LoadedWorker, load_s: float) -> None:
         self._loaded = loaded
         self._progress = 1.0
         self._step_loop = StepLoop(loaded.runner)
         self._tags = BlockTags(loaded.description.num_blocks, loaded.description.block_size)
-        metrics.load_seconds.set(time.monotonic() - started)
+        self._profiler = StepProfiler(
+            self._step_loop, Path(self._settings.profile_dir), self._settings.profile_s
+        )
+        metrics.load_seconds.set(load_s)
         metrics.kv_cache_bytes.set(loaded.description.kv_cache_bytes)
         metrics.weights_bytes.set(loaded.description.weights_bytes)
         log.info(
@@ -101,12 +115,15 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             kv_cache_tokens=loaded.description.num_blocks * loaded.description.block_size,
             kv_cache_mib=loaded.description.kv_cache_bytes >> 20,
             graphs=loaded.runner.num_graphs,
-            seconds=round(time.monotonic() - started, 2),
+            seconds=round(load_s, 2),
             **{f"{phase}_s": round(seconds, 2) for phase, seconds in loaded.seconds.items()},
         )
-        await self.rpc.set_serving(True)
-        if self._redis is not None:
-            self._registration = asyncio.create_task(self._register().run(), name="registration")
+
+    def _trace_steps(self) -> None:
+        if self._profiler is None:
+            log.warning("there are no steps to trace: the weights are loading")
+        else:
+            self._profiler.request()
 
     def _register(self) -> Registration:
         """This worker's entry in the registry, where schedulers find it."""

@@ -1,6 +1,7 @@
 """What a worker can be told."""
 
 import socket
+import tempfile
 from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -56,6 +57,10 @@ class WorkerSettings(ServiceSettings):
     gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="share of the GPU's memory for weights, activations and KV cache"
     )
+    profile_dir: str = Field(
+        tempfile.gettempdir(), description="directory for traces of the device's work, made on SIGUSR2"
+    )
+    profile_s: float = Field(0.2, gt=0, le=10, description="seconds that such a trace covers")
     threads: int = Field(0, ge=0, description="CPU threads for the model; 0: one per core")
 
     @field_validator("worker_id")

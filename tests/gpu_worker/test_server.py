@@ -201,3 +201,28 @@ async def test_a_kv_cache_too_small_says_what_would_do(tmp_path: Path) -> None:
         await shutdown.wait()
         assert shutdown.failure is not None
         assert "give kv_cache_memory" in shutdown.failure
+
+
+@pytest.mark.parametrize("error", [ValueError("odd"), KeyError("model.norm.weight"), AssertionError()])
+async def test_whatever_stops_the_loading_ends_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(server_module, "load", fail)
+    async with worker(tmp_path) as (_, shutdown):
+        await shutdown.wait()
+        assert shutdown.failure is not None
+        assert type(error).__name__ in shutdown.failure
+
+
+async def test_so_does_what_goes_wrong_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError("no tags")
+
+    monkeypatch.setattr(server_module, "BlockTags", fail)
+    async with worker(tmp_path) as (_, shutdown):
+        await shutdown.wait()
+        assert shutdown.failure is not None
+        assert "no tags" in shutdown.failure
