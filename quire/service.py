@@ -16,6 +16,8 @@ from quire.errors import InvalidRequest, QuireError
 from quire.logging import configure_logging
 from quire.metrics import serve_metrics
 from quire.parent import follow_parent
+from quire.rpc import security
+from quire.rpc.identity import identity_of
 from quire.settings import ServiceSettings, SettingsError, load_settings
 
 log = structlog.get_logger()
@@ -106,6 +108,7 @@ def run(name: str, settings_type: type[S], build: Callable[[S, Shutdown], Servic
     configure_logging(name, level=settings.log_level, format=settings.log_format)
     telemetry.configure(name, settings.otlp_endpoint)
     try:
+        security.put_in_force(identity_of(name, settings))
         if settings.metrics_listen:
             serve_metrics(settings.metrics_listen)
         failure = uvloop.run(_live(name, build, settings))

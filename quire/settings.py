@@ -5,9 +5,9 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Self, TypeVar, get_args
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -21,10 +21,13 @@ from quire.logging import LogFormat, LogLevel
 ENV_PREFIX = "QUIRE_"
 
 SERVICES = ("gateway", "tokenizer_svc", "scheduler_svc", "gpu_worker")
-"""Each has a table of its name in the TOML file."""
+"""In a request's order: each calls the next one, and no other. Each has a table of its name in the TOML file."""
 
 # Read by the launcher or by Python code before settings exist; any service may find them in its environment.
 _FOREIGN_ENV = frozenset({"QUIRE_CONFIG", "QUIRE_HOME"})
+
+
+_MIN_TOKEN_CHARACTERS = 16
 
 
 def _split_commas(value: object) -> object:
@@ -61,6 +64,40 @@ class ServiceSettings(BaseSettings):
     log_format: LogFormat = Field("auto", description="json, console, or auto: json off a terminal")
     otlp_endpoint: str = Field("", description="http://host:port of an OTLP gRPC collector; empty: no traces")
     grace_s: float = Field(30.0, ge=0, description="seconds that running requests get after SIGTERM")
+    tls_cert: str = Field(
+        "", description="PEM file of this service's certificate: with it, the services' gRPC is mutual TLS"
+    )
+    tls_key: str = Field("", description="PEM file of the certificate's private key")
+    tls_ca: str = Field(
+        "", description="PEM file of the authorities that may have issued the others' certificates"
+    )
+    rpc_token: SecretStr | None = Field(
+        None, description="secret that the services' gRPC calls carry and ask for; empty: none"
+    )
+
+    @model_validator(mode="after")
+    def _whole_identity(self) -> Self:
+        given = [bool(value) for value in (self.tls_cert, self.tls_key, self.tls_ca)]
+        if any(given) and not all(given):
+            raise ValueError("tls-cert, tls-key and tls-ca are needed together")
+        return self
+
+    @field_validator("rpc_token", mode="after")
+    @classmethod
+    def _usable_token(cls, value: SecretStr | None) -> SecretStr | None:
+        token = value.get_secret_value() if value is not None else ""
+        if not token:
+            return None
+        if (
+            len(token) < _MIN_TOKEN_CHARACTERS
+            or not token.isascii()
+            or not token.isprintable()
+            or " " in token
+        ):
+            raise ValueError(
+                f"must be {_MIN_TOKEN_CHARACTERS} or more printable ASCII characters without spaces"
+            )
+        return value
 
     @classmethod
     def settings_customise_sources(

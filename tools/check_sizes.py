@@ -16,8 +16,10 @@ PACKAGES = (
 )
 GENERATED = Path("quire/v1")
 FILE_WARNING, FILE_LIMIT, FUNCTION_LIMIT = 400, 600, 60
-# The shared package must not become the place where everything goes.
+# What services share must not become the place where everything goes. These parts of the package start services, or
+# ask them; none of the services imports them.
 SHARED_LIMIT = 2000
+UNSHARED = ("cli", "bench", "offline", "launcher.py", "local.py")
 
 
 def count_failures(path: Path, text: str) -> int:
@@ -44,11 +46,11 @@ def main() -> int:
     shared = sum(
         text.count("\n")
         for path, text in texts.items()
-        if path.parts[0] == "quire" and path.parts[1] not in ("cli", "bench", "offline")
+        if path.parts[0] == "quire" and path.parts[1] not in UNSHARED
     )
     if shared > SHARED_LIMIT:
         failures += 1
-        print(f"quire/ has {shared} lines without cli, bench and offline ({SHARED_LIMIT} is the limit)")
+        print(f"quire/ has {shared} lines without {', '.join(UNSHARED)} ({SHARED_LIMIT} is the limit)")
     return int(failures > 0)
 
 

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from quire.settings import SERVICES
+from quire.settings import SERVICES, ServiceSettings
 
 REPOSITORY = Path(__file__).parents[1]
-SHARED = ("metrics_listen", "log_level", "log_format", "otlp_endpoint", "grace_s")
+SHARED = tuple(name for name in ServiceSettings.model_fields if name != "listen")
 
 SETTINGS_INTRODUCTION = """\
 # Settings
@@ -45,8 +45,6 @@ def settings_page() -> str:
 
 
 def _fields(service: str) -> dict[str, Any]:
-    from quire.settings import ServiceSettings
-
     module = importlib.import_module(f"{service}.settings")
     found = [
         item

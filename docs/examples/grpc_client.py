@@ -3,12 +3,16 @@
     python docs/examples/grpc_client.py --tokenizer unix:/tmp/quire-x/tokenizer \\
         --scheduler unix:/tmp/quire-x/scheduler
 
-`quire serve` prints both addresses. Needs only grpcio, protobuf and numpy besides the stubs in `quire.v1`; in
-another language, generate stubs from protos/quire/v1, or ask the servers by reflection.
+`quire serve` prints both addresses. Where the services ask for certificates, `--certs FOLDER` names one with tls.crt,
+tls.key and ca.crt (`quire certs` makes one for the operator); where they share a token, it is in QUIRE_RPC_TOKEN.
+Needs only grpcio, protobuf and numpy besides the stubs in `quire.v1`; in another language, generate stubs from
+protos/quire/v1, or ask the servers by reflection.
 """
 
 import argparse
+import os
 import uuid
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -16,9 +20,21 @@ import numpy as np
 from quire.v1 import scheduler_pb2, scheduler_pb2_grpc, tokenizer_pb2, tokenizer_pb2_grpc, types_pb2
 
 
-def open_channel(address: str) -> grpc.Channel:
-    """A channel to `host:port` or `unix:/path`; over a Unix socket, grpc needs telling what host to name."""
-    return grpc.insecure_channel(address, options=[("grpc.default_authority", "localhost")])
+def open_channel(address: str, service: str, certs: Path | None) -> grpc.Channel:
+    """A channel to `host:port` or `unix:/path`, with the certificates in `certs` if there are any."""
+    if certs is None:
+        # Over a Unix socket, grpc needs telling what host to name.
+        return grpc.insecure_channel(address, options=[("grpc.default_authority", "localhost")])
+    key, certificate, authority = ((certs / name).read_bytes() for name in ("tls.key", "tls.crt", "ca.crt"))
+    credentials = grpc.ssl_channel_credentials(authority, key, certificate)
+    # Whatever its address, a service's certificate carries the service's name.
+    return grpc.secure_channel(address, credentials, options=[("grpc.ssl_target_name_override", service)])
+
+
+def token_metadata() -> list[tuple[str, str]]:
+    """What each call carries where the services share a token."""
+    token = os.environ.get("QUIRE_RPC_TOKEN")
+    return [("authorization", f"Bearer {token}")] if token else []
 
 
 def generate_text(tokenizer: tokenizer_pb2_grpc.TokenizerStub, prompt: str, max_tokens: int) -> None:
@@ -29,7 +45,7 @@ def generate_text(tokenizer: tokenizer_pb2_grpc.TokenizerStub, prompt: str, max_
         sampling=types_pb2.SamplingParams(temperature=0, max_tokens=max_tokens),
         stream=True,
     )
-    for delta in tokenizer.Generate(request):
+    for delta in tokenizer.Generate(request, metadata=token_metadata()):
         print(delta.text, end="", flush=True)
         if delta.finish_reason:
             reason = types_pb2.FinishReason.Name(delta.finish_reason)
@@ -43,13 +59,14 @@ def generate_tokens(
     max_tokens: int,
 ) -> None:
     """Print token ids as they come; integer arrays are packed little-endian bytes."""
-    prompt_token_ids = tokenizer.Tokenize(tokenizer_pb2.TokenizeRequest(text=prompt)).token_ids
+    asked = tokenizer_pb2.TokenizeRequest(text=prompt)
+    prompt_token_ids = tokenizer.Tokenize(asked, metadata=token_metadata()).token_ids
     request = scheduler_pb2.TokenRequest(
         request_id=uuid.uuid4().hex,
         prompt_token_ids=prompt_token_ids,
         sampling=types_pb2.SamplingParams(temperature=0, max_tokens=max_tokens),
     )
-    for update in scheduler.Generate(request):
+    for update in scheduler.Generate(request, metadata=token_metadata()):
         print(np.frombuffer(update.token_ids, "<i4").tolist(), end=" ", flush=True)
     print()
 
@@ -59,10 +76,15 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokenizer", required=True, help="address of the tokenizer service")
     parser.add_argument("--scheduler", required=True, help="address of the scheduler service")
+    parser.add_argument("--certs", type=Path, help="folder of tls.crt, tls.key and ca.crt, for mutual TLS")
     parser.add_argument("--prompt", default="Hello! Who are you?")
     parser.add_argument("--max-tokens", type=int, default=32)
     arguments = parser.parse_args()
-    with open_channel(arguments.tokenizer) as to_tokenizer, open_channel(arguments.scheduler) as to_scheduler:
+    certs = arguments.certs
+    with (
+        open_channel(arguments.tokenizer, "tokenizer-svc", certs) as to_tokenizer,
+        open_channel(arguments.scheduler, "scheduler-svc", certs) as to_scheduler,
+    ):
         tokenizer = tokenizer_pb2_grpc.TokenizerStub(to_tokenizer)
         scheduler = scheduler_pb2_grpc.SchedulerStub(to_scheduler)
         generate_text(tokenizer, arguments.prompt, arguments.max_tokens)

@@ -6,11 +6,13 @@ import typer
 
 import quire
 from quire.cli.bench import bench
+from quire.cli.certs import certs
 from quire.cli.keys import commands as keys_commands
 from quire.cli.serve import serve
 
 app = typer.Typer(name="quire", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(serve)
+app.command()(certs)
 app.add_typer(bench, name="bench")
 app.add_typer(keys_commands, name="keys")
 

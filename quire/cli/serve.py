@@ -16,11 +16,15 @@ from typing import Annotated
 import typer
 
 from quire import keys
+from quire.cli.authority import AUTHORITY_FILE, CERTIFICATE_FILE, KEY_FILE
+from quire.cli.certs import OPERATOR
 from quire.cli.readiness import Readiness
 from quire.errors import QuireError
 from quire.launcher import Launcher, LaunchError, ServiceCommand
 from quire.local import demo_model
 from quire.model_files import resolve_model
+from quire.rpc import security
+from quire.rpc.identity import read_identity
 
 # The gateway ends the streams it has; the launcher's limit for everything is a little more.
 _GRACE_S = 2.0
@@ -77,6 +81,7 @@ class ServeOptions:
     load_format: str
     gateways: int
     sockets: Path | None
+    certs: Path | None
     otlp_endpoint: str
     log_level: str
 
@@ -122,6 +127,9 @@ def serve(
         Path | None,
         typer.Option(help="Directory for the services' Unix sockets; by default a temporary one."),
     ] = None,
+    certs: Annotated[
+        Path | None, typer.Option(help="Folder that `quire certs` made: mutual TLS between the services.")
+    ] = None,
     otlp_endpoint: Annotated[
         str, typer.Option(envvar="QUIRE_OTLP_ENDPOINT", help="http://host:4317 of a trace collector.")
     ] = "",
@@ -143,6 +151,7 @@ def serve(
         load_format=load_format.value,
         gateways=gateways,
         sockets=sockets,
+        certs=certs,
         otlp_endpoint=otlp_endpoint,
         log_level=log_level.value,
     )
@@ -159,6 +168,8 @@ async def _serve(options: ServeOptions) -> None:
     # Downloading here, once, shows the hub's own progress and fails before anything has started.
     await asyncio.to_thread(resolve_model, options.model, weights=options.load_format == "auto")
     keys_file = keys.default_keys_file()
+    if options.certs is not None:
+        security.put_in_force(read_identity(OPERATOR, *_identity_files(options.certs / OPERATOR)))
     minted = "" if options.api_key else keys.mint_first(keys_file)
     with _socket_directory(options.sockets) as sockets:
         readiness = Readiness(f"unix:{sockets}/worker", _say_progress())
@@ -219,11 +230,25 @@ def _commands(options: ServeOptions, sockets: str, keys_file: Path) -> list[Serv
         *("--metrics-upstreams", ",".join(f"http://{address}/metrics" for address in metrics.values())),
     ]
     return [
-        *_gateways(options, [*gateway, *shared]),
-        ServiceCommand("tokenizer_svc", [*tokenizer, *shared]),
-        ServiceCommand("scheduler_svc", [*scheduler, *shared]),
-        ServiceCommand("gpu_worker", [*worker, *shared, "--grace-s", "0.5"]),
+        *_gateways(options, [*gateway, *shared, *_tls(options.certs, "gateway")]),
+        ServiceCommand("tokenizer_svc", [*tokenizer, *shared, *_tls(options.certs, "tokenizer_svc")]),
+        ServiceCommand("scheduler_svc", [*scheduler, *shared, *_tls(options.certs, "scheduler_svc")]),
+        ServiceCommand(
+            "gpu_worker", [*worker, *shared, "--grace-s", "0.5", *_tls(options.certs, "gpu_worker")]
+        ),
     ]
+
+
+def _tls(certs: Path | None, service: str) -> list[str]:
+    """A service's flags for its part of what `quire certs` made."""
+    if certs is None:
+        return []
+    cert, key, ca = map(str, _identity_files(certs / service))
+    return ["--tls-cert", cert, "--tls-key", key, "--tls-ca", ca]
+
+
+def _identity_files(folder: Path) -> tuple[Path, Path, Path]:
+    return folder / CERTIFICATE_FILE, folder / KEY_FILE, folder / AUTHORITY_FILE
 
 
 def _gateways(options: ServeOptions, flags: list[str]) -> list[ServiceCommand]:

@@ -2,6 +2,10 @@
 
 import grpc
 
+from quire.rpc import security
+from quire.rpc.security import Security
+from quire.rpc.token import TokenChannel
+
 MAX_MESSAGE_BYTES = 64 * 2**20
 
 KEEPALIVE_TIME_S = 10
@@ -22,10 +26,20 @@ _OPTIONS = (
 )
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
-    """Open a channel to `host:port` or `unix:/path`; it connects when first used and reconnects by itself."""
+def open_channel(address: str, identity: Security | None = None) -> grpc.aio.Channel:
+    """Open a channel to `host:port` or `unix:/path`; it connects when first used and reconnects by itself.
+
+    It is as secure as `identity` says: by default, as what is in force in this process.
+    """
+    identity = identity or security.in_force()
     options: list[tuple[str, str | int]] = list(_OPTIONS)
-    if address.startswith("unix:"):
+    if identity.has_tls and identity.peer:
+        options.append(("grpc.ssl_target_name_override", identity.peer))
+    elif address.startswith("unix:"):
         # The default authority of a Unix socket is the escaped path, which some servers refuse.
         options.append(("grpc.default_authority", "localhost"))
-    return grpc.aio.insecure_channel(address, options=options)
+    if identity.has_tls:
+        channel = grpc.aio.secure_channel(address, identity.channel_credentials(), options=options)
+    else:
+        channel = grpc.aio.insecure_channel(address, options=options)
+    return TokenChannel(channel, identity.token) if identity.token else channel

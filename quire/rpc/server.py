@@ -7,8 +7,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from quire.errors import QuireError
+from quire.rpc import security
 from quire.rpc.channel import KEEPALIVE_TIME_S, KEEPALIVE_TIMEOUT_S, MAX_MESSAGE_BYTES
 from quire.rpc.interceptors import ErrorInterceptor
+from quire.rpc.security import Security
+from quire.rpc.token import TokenInterceptor
 
 _OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -26,12 +29,19 @@ class ListenError(QuireError):
 
 
 class RpcServer:
-    """Listens on `host:port` (port 0 picks one) or `unix:/path`; servicers join `.server` before `start`."""
+    """Listens on `host:port` (port 0 picks one) or `unix:/path`; servicers join `.server` before `start`.
 
-    def __init__(self, listen: str) -> None:
+    It asks of its clients what `identity` says: by default, what is in force in this process.
+    """
+
+    def __init__(self, listen: str, identity: Security | None = None) -> None:
         self.listen = listen
         self.address = listen
-        self.server = grpc.aio.server(interceptors=(ErrorInterceptor(),), options=_OPTIONS)
+        self._identity = identity or security.in_force()
+        interceptors: list[grpc.aio.ServerInterceptor] = [ErrorInterceptor()]
+        if self._identity.token:
+            interceptors.insert(0, TokenInterceptor(self._identity.token))
+        self.server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
         self._health = health.aio.HealthServicer()
         self._services: Sequence[str] = ()
 
@@ -46,13 +56,18 @@ class RpcServer:
         reflection.enable_server_reflection(names, self.server)
         await self.set_serving(False)
         try:
-            port = self.server.add_insecure_port(self.listen)
+            port = self._add_port()
         except RuntimeError:
             raise ListenError(f"cannot listen on {self.listen}: the address is taken or not valid") from None
         if not self.listen.startswith("unix:"):
             host = self.listen.rpartition(":")[0]
             self.address = f"{host}:{port}"
         await self.server.start()
+
+    def _add_port(self) -> int:
+        if self._identity.has_tls:
+            return self.server.add_secure_port(self.listen, self._identity.server_credentials())
+        return self.server.add_insecure_port(self.listen)
 
     async def set_serving(self, serving: bool) -> None:
         """Set grpc.health.v1 to SERVING or NOT_SERVING, for every service name and for the whole server."""
