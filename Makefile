@@ -10,7 +10,7 @@ ARGS ?=
 PIP_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-all check format protos protos-check docs docs-check bench clean
+.PHONY: help install serve test test-all test-deploy check format protos protos-check docs docs-check bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -29,10 +29,13 @@ serve: install ## serve MODEL (default: the bundled demo model) on PORT; more fl
 	$(BIN)/quire serve $(MODEL) --port $(PORT) $(ARGS)
 
 test: install ## the tests, in less than ten minutes on two cores
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not gpu and not docker" $(ARGS)
 
-test-all: install ## every test that needs no GPU, the long ones too
-	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+test-all: install ## every test that needs no GPU and no Docker, the long ones too
+	$(BIN)/python -m pytest -m "not gpu and not docker" $(ARGS)
+
+test-deploy: install ## the composed fleet under load and faults: needs Docker with Compose, takes half an hour
+	$(BIN)/python -m pytest -m docker -s tests/deploy $(ARGS)
 
 check: install ## format, lint, types, import rules, file sizes
 	$(BIN)/ruff format --check .
