@@ -31,8 +31,8 @@ class WaitingQueue:
         lanes = self._lanes.setdefault(request.priority, {})
         insort(lanes.setdefault(request.tenant, []), sequence, key=_order)
         self._num_waiting += 1
-        self.num_tokens += len(sequence.token_ids)
-        request.tenant.num_waiting_tokens += len(sequence.token_ids)
+        self.num_tokens += sequence.num_uncached
+        request.tenant.num_waiting_tokens += sequence.num_uncached
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it stands."""
@@ -47,8 +47,8 @@ class WaitingQueue:
             if not lanes:
                 del self._lanes[request.priority]
         self._num_waiting -= 1
-        self.num_tokens -= len(sequence.token_ids)
-        request.tenant.num_waiting_tokens -= len(sequence.token_ids)
+        self.num_tokens -= sequence.num_uncached
+        request.tenant.num_waiting_tokens -= sequence.num_uncached
 
     def in_order(self) -> Iterator[Sequence]:
         """Those that wait, in the order in which they should get rows; what is yielded may be removed.
@@ -73,5 +73,5 @@ class WaitingQueue:
         lanes = [lane for lanes in self._lanes.values() for lane in lanes.values()]
         assert all(lanes)
         assert self._num_waiting == sum(len(lane) for lane in lanes)
-        assert self.num_tokens == sum(len(s.token_ids) for lane in lanes for s in lane)
+        assert self.num_tokens == sum(s.num_uncached for lane in lanes for s in lane)
         assert all([s.order for s in lane] == sorted(s.order for s in lane) for lane in lanes)

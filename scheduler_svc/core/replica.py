@@ -30,6 +30,8 @@ class InFlight:
     """A command that has not retired, and what its retirement will mean."""
 
     step_id: int
+    sent_at: float = 0.0
+    """Seconds."""
     decode_steps: int = 0
     chunks: list[tuple[Sequence, int]] = field(default_factory=list)
     """Sequences that prefill, and the end of their chunk (a token position)."""
@@ -71,6 +73,8 @@ class Replica:
         """Blocks that tenants may hold, by their index, where that is not all."""
         self.assigned: list[tuple[int, int]] = []
         """(lease epoch, step id) of the command that assigned each block last, as the worker counts too."""
+        self._retired_at = 0.0
+        """When the worker was last heard of, in seconds."""
         self._computing: dict[bytes, Sequence] = {}
         """Who computes a block that is not findable yet, by the block's hash."""
         self._released: list[Sequence] = []
@@ -161,14 +165,17 @@ class Replica:
         backlog = sum(sequence.num_prefill_left for sequence in self.prefilling)
         return Load(backlog, self.num_rows_taken)
 
-    @property
-    def in_flight_s(self) -> float:
-        """Seconds that the commands in flight take together, as far as is known."""
+    def in_flight_s(self, now: float) -> float:
+        """Seconds after `now` that the commands in flight will take, as far as is known."""
+        if not self.in_flight:
+            return 0.0
         speed = self.speed
-        return sum(
+        first, *others = (
             record.decode_steps * speed.decode_step_s + record.prefill_tokens * speed.prefill_token_s
             for record in self.in_flight
         )
+        begun = max(self.in_flight[0].sent_at, self._retired_at)
+        return max(0.0, begun + first - now) + sum(others)
 
     def chunk_budget(self, num_live: int, *, is_shared: bool) -> int:
         """Prompt positions that the next step takes beside `num_live` rows that decode."""
@@ -186,12 +193,15 @@ class Replica:
 
     def tokens_per_s(self, *, is_shared: bool) -> float:
         """Prompt positions per second beside what runs now, 0 while unknown."""
-        token_s = self.speed.prefill_token_s
-        if token_s <= 0.0:
+        if self.speed.prefill_token_s <= 0.0:
             return 0.0
-        num_live = len(self.rows.live())
-        chunk = max(1, self.chunk_budget(num_live, is_shared=is_shared))
-        return chunk / (chunk * token_s + (self.speed.decode_step_s if num_live else 0.0))
+        chunk = max(1, self.chunk_budget(len(self.rows.live()), is_shared=is_shared))
+        return chunk / self.prefill_s(chunk, is_shared=is_shared)
+
+    def prefill_s(self, num_tokens: float, *, is_shared: bool) -> float:
+        """Seconds that so many prompt positions take beside what runs now; only if the speed is known."""
+        chunk = max(1, self.chunk_budget(len(self.rows.live()), is_shared=is_shared))
+        return num_tokens * self.speed.prefill_token_s + ceil(num_tokens / chunk) * self.speed.decode_step_s
 
     def running(self) -> Iterator[Sequence]:
         """Sequences that hold a row and keep it."""
@@ -330,9 +340,10 @@ class Replica:
 
     # -- results
 
-    def retire(self, result: worker_pb2.StepResult) -> InFlight:
+    def retire(self, result: worker_pb2.StepResult, now: float) -> InFlight:
         """Take the command that `result` answers out of the pipeline, and count its chunks as computed."""
         record = self.in_flight.popleft()
+        self._retired_at = now
         self.last_step_retired = record.step_id
         failed = {error.row for error in result.errors} if result.errors else ()
         for sequence, chunk_end in record.chunks:

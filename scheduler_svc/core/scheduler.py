@@ -161,28 +161,20 @@ class Scheduler:
         request = make_request(
             client, handle, asked, tenant, seed, now, self._num_arrived, self.abilities, self._limits
         )
+        backlog = Backlog.of(request, self.queue, self.replicas.values(), self.tenants, now)
+        first = request.sequences[0]
         request.predicted_ttft_s = admit(
-            Backlog.of(
-                self.queue,
-                self.replicas.values(),
-                self.tenants,
-                tenant,
-                is_shared=self.tenants.are_several(now),
-            ),
+            backlog,
             self._limits,
-            num_sequences=len(request.sequences),
-            num_tokens=self._num_uncached(request),
-            output_tokens=min(
-                self._mean_output,
-                request.sequences[0].max_total_tokens - len(request.sequences[0].token_ids),
-            ),
+            output_tokens=min(self._mean_output, first.max_total_tokens - len(first.token_ids)),
             timeout_s=asked.timeout_s if asked.HasField("timeout_s") else None,
         )
         self._num_arrived += len(request.sequences)
         self._requests.setdefault(client, {})[handle] = request
         if request.deadline is not None and request.deadline < inf:
             self._deadlines.watch(request.deadline, request)
-        for sequence in request.sequences:
+        for sequence, num_uncached in zip(request.sequences, backlog.uncached, strict=True):
+            sequence.num_uncached = num_uncached
             self.tenants.enter(tenant)
             self._start(sequence, now)
 
@@ -216,18 +208,6 @@ class Scheduler:
             offers.append(Offer(replica.name, load._replace(backlog=load.backlog + waiting), uncached))
         count = (len(sequence.token_ids) - 1) // self.abilities.block_size
         return list(sequence.hash_blocks(count, self.abilities.block_size)), offers
-
-    def _num_uncached(self, request: Request) -> int:
-        """Prompt positions of a new request that its best replica would have to compute."""
-        assert self.abilities is not None
-        block_size = self.abilities.block_size
-        first, *others = request.sequences
-        uncached = min(
-            (r.num_uncached(first, r.find_prefix(first)) for r in self.replicas.values() if r.connected),
-            default=len(first.token_ids),
-        )
-        # The others find what the first computes, but for their last block.
-        return uncached + sum(len(s.token_ids) % block_size or 1 for s in others)
 
     def _start(self, sequence: Sequence, now: float) -> None:
         """Queue a new sequence, unless what it is resumed with is its whole output."""
@@ -298,6 +278,8 @@ class Scheduler:
         command = next_command(
             replica, prompts_wait=len(self.queue) > 0, is_shared=self.tenants.are_several(now)
         )
+        if command is not None:
+            replica.in_flight[-1].sent_at = now
         self._settle_released(replica, now)
         return command
 
@@ -313,7 +295,7 @@ class Scheduler:
         """Take in what a command did. After a ProtocolError the caller gives the stream up (`detach`)."""
         replica = self.replicas[name]
         step = step_tokens.read_result(replica, result)
-        record = replica.retire(result)
+        record = replica.retire(result, now)
         step_tokens.take_tokens(replica, step)
         intervals_s, interval_tokens = step_tokens.take_times(replica, step, now)
         self.tenants.charge_output(replica.rows.tenants[step.rows], step.counts)
@@ -374,6 +356,7 @@ class Scheduler:
             assert sequence.leave_reason is not None
             if sequence.leave_reason is LeaveReason.PREEMPTED:
                 sequence.state = SequenceState.WAITING
+                sequence.num_uncached = len(sequence.token_ids)
                 self.queue.push(sequence)
             else:
                 self._end_given_up(sequence, sequence.leave_reason, now)

@@ -83,9 +83,9 @@ class Sequence:
         "admitted_at", "block_hashes", "block_ids", "cached_tokens", "chunk_end", "chunk_retired",
         "computed_tokens", "ended_at", "first_token_at", "high_water", "index", "last_token_at",
         "leave_reason", "max_total_tokens", "num_added", "num_cached_here", "num_dropped",
-        "num_overtaken", "num_prompt_tokens", "order", "preemptions", "queue_cause", "recomputed_tokens", "replica",
-        "request", "row",
-        "sampling", "settled", "state", "stop_token_ids", "token_ids",
+        "num_overtaken", "num_prompt_tokens", "num_uncached", "order", "preemptions", "queue_cause",
+        "recomputed_tokens", "replica", "request", "row", "sampling", "settled", "state", "stop_token_ids",
+        "token_ids",
     )  # fmt: skip
 
     def __init__(
@@ -117,6 +117,8 @@ class Sequence:
         self.queue_cause = QueueCause.STEP
         self.num_overtaken = 0
         """Shorter sequences that were placed while there were too few blocks for it."""
+        self.num_uncached = len(token_ids)
+        """Positions to compute before its next token, as they were when it began to wait."""
 
         # The residency.
         self.replica = ""

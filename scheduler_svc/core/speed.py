@@ -31,10 +31,12 @@ class Speed:
             if decode_steps and result.rows:
                 self.decode_step_s = _smooth(self.decode_step_s, result.step_s / decode_steps)
             return
-        # What decoding alone would have taken is not the prompt's; at least half the step is, lest an outlier
-        # in one measure make the other zero.
-        own_s = max(result.step_s - decode_steps * self.decode_step_s, result.step_s / 2)
-        self.prefill_token_s = _smooth(self.prefill_token_s, own_s / prefill_tokens)
+        # A step takes at least what its prompts alone would, and at most as long as its prompts and its decoding
+        # one after the other. Short chunks, which hide behind the weights' reading, leave these bounds far apart.
+        least = max(0.0, result.step_s - decode_steps * self.decode_step_s) / prefill_tokens
+        most = result.step_s / prefill_tokens
+        known = self.prefill_token_s or (least + most) / 2
+        self.prefill_token_s = _smooth(known, min(max(known, least), most))
 
     def note_release(self, now: float, *, wanted: bool) -> None:
         """A row has come free at `now` (seconds); only while others want rows does the rate say anything."""
