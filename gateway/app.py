@@ -16,6 +16,7 @@ from gateway.auth import ApiKeys, AuthMiddleware
 from gateway.bodies import BodyLimitMiddleware
 from gateway.calls import CallMiddleware
 from gateway.errors import ApiError, describe
+from gateway.in_progress import RequestLimitMiddleware
 from gateway.routes.chat import chat_routes
 from gateway.routes.completions import completion_routes
 from gateway.routes.health import health_routes
@@ -30,7 +31,9 @@ def create_app(
     serving: Serving,
     api_keys: ApiKeys,
     *,
+    max_requests: int,
     max_body_bytes: int,
+    body_timeout_s: float,
     metrics_public: bool,
     metrics_upstreams: Sequence[str],
     metrics_peers: Sequence[str],
@@ -45,7 +48,7 @@ def create_app(
         chat_routes(serving),
         completion_routes(serving),
         model_routes(serving.pool),
-        token_routes(serving.pool),
+        token_routes(serving),
         health_routes(serving.pool),
         metrics_routes(metrics_upstreams, metrics_peers),
     )
@@ -64,7 +67,8 @@ def create_app(
         },
     )
     # The last one added is the outermost.
-    app.add_middleware(BodyLimitMiddleware, max_bytes=max_body_bytes)
+    app.add_middleware(BodyLimitMiddleware, max_bytes=max_body_bytes, timeout_s=body_timeout_s)
+    app.add_middleware(RequestLimitMiddleware, max_requests=max_requests)
     app.add_middleware(AuthMiddleware, api_keys=api_keys, metrics_public=metrics_public)
     app.add_middleware(CallMiddleware)
     app.openapi = partial(openapi.document, app)  # type: ignore[method-assign]

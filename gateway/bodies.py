@@ -15,22 +15,21 @@ from quire.errors import Cancelled
 
 M = TypeVar("M", bound=BaseModel)
 
-# For a body that trickles in; a slow but honest upload of the longest one takes less.
-_READ_LIMIT_S = 60.0
 _DISCARD_LIMIT_S = 5.0
 _DISCARD_FACTOR = 4
 
 
 class BodyLimitMiddleware:
-    """Refuses bodies longer than `max_bytes`, announced or not.
+    """Refuses bodies longer than `max_bytes`, announced or not, and those that take more than `timeout_s` to arrive.
 
     A client that is still sending does not see an answer whose connection is closed under it, so some of what
     is too much is read and thrown away first.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ASGI application."""
@@ -45,10 +44,18 @@ class BodyLimitMiddleware:
             await self._too_large().response()(scope, receive, send)
             return
         num_bytes = 0
+        is_complete = False
+        deadline_s = asyncio.get_running_loop().time() + self._timeout_s
 
         async def receive_bounded() -> Message:
-            nonlocal num_bytes
-            message = await receive()
+            nonlocal num_bytes, is_complete
+            try:
+                # After the body comes only the client's leaving, for which there is no time.
+                async with asyncio.timeout_at(None if is_complete else deadline_s):
+                    message = await receive()
+            except TimeoutError:
+                raise self._too_slow() from None
+            is_complete = not message.get("more_body")
             num_bytes += len(message.get("body", b""))
             if num_bytes > self._max_bytes:
                 if message.get("more_body"):
@@ -68,6 +75,10 @@ class BodyLimitMiddleware:
                     if not message.get("more_body"):
                         return
 
+    def _too_slow(self) -> ApiError:
+        message = f"the request body did not arrive within {self._timeout_s:g} s"
+        return ApiError(BODY_TIMEOUT, message, headers={"Connection": "close"})
+
     def _too_large(self) -> ApiError:
         # What may be left of the body is not worth reading, so the connection is of no more use.
         headers = {"Connection": "close"}
@@ -84,10 +95,7 @@ async def read_json(request: Request, model: type[M]) -> M:
     if content_type != "application/json" and not content_type.endswith("+json"):
         raise ApiError(NOT_JSON, f"Content-Type must be application/json, not {content_type[:64]!r}")
     try:
-        async with asyncio.timeout(_READ_LIMIT_S):
-            data = await request.body()
-    except TimeoutError:
-        raise ApiError(BODY_TIMEOUT, f"the body did not arrive within {_READ_LIMIT_S:.0f} s") from None
+        data = await request.body()
     except ClientDisconnect:
         raise Cancelled("the client left before its request was complete") from None
     try:

@@ -34,10 +34,13 @@ WRONG_METHOD = ErrorKind(405, "invalid_request_error", "method_not_allowed")
 BODY_TIMEOUT = ErrorKind(408, "invalid_request_error", "request_timeout")
 TOO_LARGE = ErrorKind(413, "invalid_request_error", "request_too_large")
 NOT_JSON = ErrorKind(415, "invalid_request_error", "unsupported_media_type")
+HEAD_TIMEOUT = ErrorKind(408, "invalid_request_error", "request_timeout")
+HEAD_TOO_LARGE = ErrorKind(431, "invalid_request_error", "headers_too_large")
 OVERLOADED = ErrorKind(429, "rate_limit_error", "rate_limit_exceeded")
 CANCELLED = ErrorKind(499, "invalid_request_error", "cancelled")
 INTERNAL = ErrorKind(500, "server_error", "internal_error")
 NOT_READY = ErrorKind(503, "service_unavailable_error", "service_unavailable")
+CROWDED = ErrorKind(503, "service_unavailable_error", "too_many_connections")
 TIMED_OUT = ErrorKind(504, "timeout_error", "deadline_exceeded")
 
 _BY_CODE: Mapping[int, ErrorKind] = {

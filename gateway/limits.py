@@ -3,7 +3,7 @@
 from collections.abc import Sized
 from dataclasses import dataclass
 
-from gateway.schemas.chat import ChatRequest
+from gateway.schemas.chat import ChatPromptFields, ChatRequest
 from gateway.schemas.completions import CompletionRequest
 from gateway.schemas.generation import GenerationRequest
 from quire.errors import InvalidRequest
@@ -15,14 +15,21 @@ class Limits:
 
     max_n: int
     max_prompts: int
+    max_messages: int
     max_stop: int
     max_logprobs: int
     max_logit_bias: int
+    max_request_s: float
 
     def check_chat(self, request: ChatRequest) -> None:
         """Raise InvalidRequest, naming the parameter, if `request` asks for too much."""
         self._check_shared(request)
+        self.check_prompt(request)
         self._check_number("top_logprobs", request.top_logprobs, self.max_logprobs)
+
+    def check_prompt(self, chat: ChatPromptFields) -> None:
+        """Raise InvalidRequest, naming the parameter, if `chat` is too long."""
+        self._check_length("messages", chat.messages, self.max_messages)
 
     def check_completion(self, request: CompletionRequest) -> None:
         """Raise InvalidRequest, naming the parameter, if `request` asks for too much."""

@@ -83,6 +83,12 @@ requests_ended_early = Counter(
 sessions_connected = Gauge(
     "quire_gateway_sessions_connected", "Sessions with tokenizer services that are up.", registry=REGISTRY
 )
+connections_refused = Counter(
+    "quire_gateway_connections_refused",
+    "Connections closed before a request was complete, by the limit that they passed.",
+    ("limit",),
+    registry=REGISTRY,
+)
 metrics_upstream_up = Gauge(
     "quire_gateway_metrics_upstream_up",
     "Whether the metrics of another service could be fetched for /metrics.",

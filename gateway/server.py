@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -12,6 +13,7 @@ from fastapi import FastAPI
 
 from gateway.app import create_app
 from gateway.auth import ApiKeys
+from gateway.connections import BoundedConnection, ConnectionLimits
 from gateway.limits import Limits
 from gateway.pool import Readiness, TokenizerPool
 from gateway.serving import Serving
@@ -23,8 +25,6 @@ from quire.service import Shutdown
 log = structlog.get_logger()
 
 _BACKLOG = 2048
-# Longer than the idle timeout of common load balancers, so that they never reuse a connection that we close.
-_KEEP_ALIVE_S = 75
 # A client that takes nothing for so long is gone, whatever its kernel says.
 _STUCK_CLIENT_MS = 60_000
 
@@ -55,24 +55,34 @@ class GatewayService:
             limits=Limits(
                 max_n=settings.max_n,
                 max_prompts=settings.max_prompts,
+                max_messages=settings.max_messages,
                 max_stop=settings.max_stop,
                 max_logprobs=settings.max_logprobs,
                 max_logit_bias=settings.max_logit_bias,
+                max_request_s=settings.max_request_s,
             ),
             max_buffered_bytes=settings.max_buffered_bytes,
         )
         self.app = create_app(
             serving,
             self._api_keys(),
+            max_requests=settings.max_requests,
             max_body_bytes=settings.max_body_bytes,
+            body_timeout_s=settings.body_timeout_s,
             metrics_public=settings.metrics_public,
             metrics_upstreams=settings.metrics_upstreams,
             metrics_peers=settings.metrics_peers,
         )
+        connection_limits = ConnectionLimits(
+            max_connections=settings.max_connections,
+            max_header_bytes=settings.max_header_bytes,
+            header_timeout_s=settings.header_timeout_s,
+        )
         self._server = _Server(
             uvicorn.Config(
                 self.app,
-                http="httptools",
+                # uvicorn calls it, whatever it is, with its own arguments by name.
+                http=partial(BoundedConnection, connection_limits),  # type: ignore[arg-type]
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -80,7 +90,7 @@ class GatewayService:
                 server_header=False,
                 proxy_headers=False,
                 backlog=_BACKLOG,
-                timeout_keep_alive=_KEEP_ALIVE_S,
+                timeout_keep_alive=settings.keep_alive_s,
                 timeout_graceful_shutdown=1,
             )
         )

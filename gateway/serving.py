@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
@@ -91,6 +92,9 @@ class Serving:
         call = call_of(request.scope)
         for text_request in text_requests:
             text_request.priority = _priority(text_request.priority, call.min_priority)
+            if self.limits.max_request_s:
+                wanted_s = text_request.timeout_s if text_request.HasField("timeout_s") else inf
+                text_request.timeout_s = min(wanted_s, self.limits.max_request_s)
         client = self.pool.choose(model)
         completion_id = f"{prefix}-{uuid.uuid4().hex}"
         generation = Generation(

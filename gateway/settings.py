@@ -33,9 +33,28 @@ class GatewaySettings(ServiceSettings):
         description="http://host:port/metrics of the other gateways at the same address, whose figures are added up "
         "with this one's in /metrics, comma-separated",
     )
+    max_connections: int = Field(
+        8192, ge=1, description="most open connections; more are answered with 503 and closed"
+    )
+    max_requests: int = Field(4096, ge=1, description="most requests answered at once; more get a 429")
+    max_request_s: float = Field(
+        3600.0, ge=0, description="seconds a request may take, whatever its `timeout` is; 0: no limit"
+    )
+    header_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        description="seconds from a connection's start, or a later request's first byte, to its last header",
+    )
+    body_timeout_s: float = Field(60.0, gt=0, description="seconds from the headers to the body's last byte")
+    # Longer than the idle timeout of common load balancers, so that they never reuse a connection that we close.
+    keep_alive_s: int = Field(75, ge=1, description="seconds that a connection may be idle between requests")
+    max_header_bytes: int = Field(
+        32768, ge=1024, description="longest request line and headers together, bytes"
+    )
     max_body_bytes: int = Field(8 * 2**20, ge=1024, description="longest request body, bytes")
     max_n: int = Field(128, ge=1, description="most choices per prompt (n, best_of)")
     max_prompts: int = Field(1024, ge=1, description="most prompts in one completions request")
+    max_messages: int = Field(2048, ge=1, description="most messages of a chat")
     max_stop: int = Field(16, ge=0, description="most stop strings, and most stop token ids")
     max_logprobs: int = Field(20, ge=0, description="most likeliest tokens returned per position")
     max_logit_bias: int = Field(1024, ge=0, description="most entries of logit_bias")

@@ -5,7 +5,6 @@ from fastapi import APIRouter, Request, Response
 
 from gateway.bodies import read_json
 from gateway.openapi import json_body
-from gateway.pool import TokenizerPool
 from gateway.requests import chat_prompt
 from gateway.schemas.tokens import (
     DetokenizeRequest,
@@ -13,18 +12,22 @@ from gateway.schemas.tokens import (
     TokenizeRequest,
     TokenizeTextRequest,
 )
+from gateway.serving import Serving
 from quire.packing import pack_int32, unpack_int32
 from quire.v1 import tokenizer_pb2
 
 
-def token_routes(pool: TokenizerPool) -> APIRouter:
+def token_routes(serving: Serving) -> APIRouter:
     """The routes of tokenization."""
     router = APIRouter(tags=["Tokens"])
+    pool = serving.pool
 
     @router.post("/tokenize", openapi_extra=json_body(TokenizeRequest))
     async def tokenize(request: Request) -> Response:
         """Token ids of a text or a chat."""
         body = (await read_json(request, TokenizeRequest)).root
+        if isinstance(body, TokenizeChatRequest):
+            serving.limits.check_prompt(body)
         answer = await pool.choose(body.model).tokenize(_to_proto(body))
         tokens = unpack_int32(answer.token_ids).tolist()
         document = {"count": len(tokens), "max_model_len": answer.max_model_len, "tokens": tokens}

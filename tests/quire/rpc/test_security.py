@@ -15,7 +15,7 @@ from quire.rpc.channel import open_channel
 from quire.rpc.security import Security
 from quire.rpc.server import RpcServer
 from quire.rpc.session import SessionClient
-from quire.v1 import scheduler_pb2, scheduler_pb2_grpc, types_pb2
+from quire.v1 import scheduler_pb2, scheduler_pb2_grpc, tokenizer_pb2, types_pb2, worker_pb2
 from tests.support.identities import TOKEN, TestAuthority
 
 UNAVAILABLE, UNAUTHENTICATED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED
@@ -190,6 +190,21 @@ async def test_calls_without_the_token_are_refused_before_they_reach_a_service(
         assert server.num_calls == 0
         assert await outcomes(server.address, client(TOKEN)) == [grpc.StatusCode.OK] * 3
         assert server.num_calls == 3
+
+
+async def test_without_the_token_no_method_of_any_service_is_open(listen: str) -> None:
+    files = (scheduler_pb2, tokenizer_pb2, worker_pb2)
+    services = [service for file in files for service in file.DESCRIPTOR.services_by_name.values()]
+    methods = [f"/{service.full_name}/{method.name}" for service in services for method in service.methods]
+    assert len(methods) >= 15
+    async with (
+        serving(Security(token=TOKEN), listen) as server,
+        open_channel(server.address, Security()) as stranger,
+    ):
+        for method in (*methods, "/quire.v1.Scheduler/NoSuchMethod"):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await exhaust(stranger.unary_stream(method)(b""))
+            assert caught.value.code() is UNAUTHENTICATED
 
 
 async def test_without_the_token_health_answers_and_reflection_does_not() -> None:
