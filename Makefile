@@ -10,7 +10,7 @@ ARGS ?=
 PIP_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-all test-deploy check format protos protos-check docs docs-check bench clean
+.PHONY: help install serve test test-all test-deploy check format protos protos-check docs docs-check dashboard bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -66,6 +66,9 @@ docs: install ## generate docs/settings.md and docs/metrics.md
 
 docs-check: install ## fail if the generated docs are stale
 	PYTHONPATH=. $(BIN)/python tools/generate_docs.py --check
+
+dashboard: install ## generate the Grafana dashboard from tools/generate_dashboard.py
+	$(BIN)/python tools/generate_dashboard.py
 
 bench: install ## the control plane's own cost, without a model
 	$(BIN)/python -m benchmarks.scheduler_cpu

@@ -74,10 +74,10 @@ def free_port() -> int:
         return port
 
 
-def is_ready(url: str) -> bool:
-    """Whether GET /health/ready answers 200."""
+def is_ready(url: str, path: str = "/health/ready") -> bool:
+    """Whether GET `path` is answered with 200."""
     try:
-        with urllib.request.urlopen(f"{url}/health/ready") as response:
+        with urllib.request.urlopen(url + path) as response:
             return response.status == 200
     except (urllib.error.URLError, OSError):
         return False
