@@ -1,0 +1,99 @@
+"""Whether memory stays flat: what the worker's allocator, its processes and the driver hold, sampled over time."""
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu_proof.services import Services
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_SLACK, _LEAST_SLACK = 0.02, 32 << 20
+"""Of a process's resident memory: what its allocators keep varies with the load."""
+
+
+@dataclass(frozen=True)
+class MemorySample:
+    """Bytes at one time."""
+
+    at_s: float
+    gpu_allocated: int
+    gpu_reserved: int
+    gpu_driver: int
+    """Of the whole card, by nvidia-smi; 0 where there is none."""
+    worker_resident: int
+    scheduler_resident: int
+
+
+class MemoryLog:
+    """Samples from `start_s` on."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._started = time.monotonic()
+        self.samples: list[MemorySample] = []
+
+    async def run(self, every_s: float) -> None:
+        """Sample until cancelled."""
+        while True:
+            await self.sample()
+            await asyncio.sleep(every_s)
+
+    async def sample(self) -> None:
+        """Take one sample."""
+        metrics = await self._services.worker_metrics()
+        pids = self._services.local.pids
+        self.samples.append(
+            MemorySample(
+                at_s=round(time.monotonic() - self._started, 1),
+                gpu_allocated=int(metrics["quire_worker_device_memory_allocated_bytes"]),
+                gpu_reserved=int(metrics["quire_worker_device_memory_reserved_bytes"]),
+                gpu_driver=await _driver_bytes(),
+                worker_resident=_resident(pids["gpu_worker"]),
+                scheduler_resident=_resident(pids["scheduler_svc"]),
+            )
+        )
+
+
+def growth(samples: Sequence[MemorySample]) -> dict[str, dict[str, Any]]:
+    """Of each kind: the most in the first and in the second half, without the first tenth, and whether it is flat.
+
+    What the allocator holds on the GPU may not grow by a byte; resident memory may by 2 %, or 32 MiB.
+    """
+    settled = [sample for sample in samples if sample.at_s >= samples[-1].at_s * 0.1]
+    half = len(settled) // 2
+    found = {}
+    for name in list(asdict(samples[0]))[1:]:
+        early, late = (
+            max((getattr(sample, name) for sample in part), default=0)
+            for part in (settled[:half], settled[half:])
+        )
+        slack = 0 if name.startswith("gpu") else max(_LEAST_SLACK, int(early * _SLACK))
+        found[name] = {
+            "first_half": early,
+            "second_half": late,
+            "is_flat": late <= early + slack,
+        }
+    return found
+
+
+def _resident(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+
+
+async def _driver_bytes() -> int:
+    try:
+        process = await asyncio.create_subprocess_exec(
+            "nvidia-smi",
+            *("--query-gpu=memory.used", "--format=csv,noheader,nounits"),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+    except FileNotFoundError:
+        return 0
+    out, _ = await process.communicate()
+    first = out.decode().split("\n")[0].strip()
+    return int(first) << 20 if first.isdigit() else 0
