@@ -15,8 +15,8 @@ from pathlib import Path
 
 import uvloop
 
+from benchmarks.gpu_proof import ROOT
 from benchmarks.gpu_proof.report import Report
-from benchmarks.gpu_proof.requests import ROOT
 
 _DEMO = ROOT / "models" / "demo"
 
@@ -38,6 +38,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     timeline = parts.add_parser("timeline", parents=[shared], help="the GPU's work while 256 rows decode")
     timeline.add_argument("--model", default="llama-8b", help="a shape of `quire bench`, or a checkpoint")
     timeline.add_argument("--kv-cache-dtype", default="auto", choices=["auto", "fp8"])
+    demo = parts.add_parser("demo", parents=[shared], help="the demo model's scores, by format of its KV")
+    demo.add_argument("--samples", type=int, default=10, help="of each task")
+    demo.add_argument("--float32-only", action="store_true", help="as for the CPU's own scores")
     parts.add_parser("agreement", parents=[shared], help="one prompt computed in several ways")
     return parser.parse_args(arguments)
 
@@ -59,7 +62,7 @@ def _traffic(options: argparse.Namespace) -> Report:
                 seconds=options.seconds,
                 clients=24 if tiny else 96,
                 rows=16 if tiny else 64,
-                kv_cache_memory="12MiB" if tiny else "160MiB",
+                kv_cache_memory="10MiB" if tiny else "160MiB",
                 max_model_len=512 if tiny else 2048,
                 sample_every_s=0.25 if tiny else 2.0,
             )
@@ -107,7 +110,26 @@ def _timeline(options: argparse.Namespace) -> Report:
     )
 
 
-_PARTS = {"timeline": _timeline, "traffic": _traffic, "agreement": _agreement}
+def _demo(options: argparse.Namespace) -> Report:
+    from demo_model.evaluation import TASKS
+
+    from benchmarks.gpu_proof.demo import FORMATS, DemoOptions, prove_demo
+
+    tiny: bool = options.tiny
+    return prove_demo(
+        DemoOptions(
+            model=_DEMO,
+            device=options.device,
+            tasks=("arithmetic", "json") if tiny else TASKS,
+            samples=2 if tiny else options.samples,
+            uncertain=2 if tiny else 64,
+            formats=FORMATS[:1] if options.float32_only else FORMATS,
+            worker={"max_rows": 8, "threads": 1} if tiny else {"max_rows": 64, "kv_cache_memory": "4GiB"},
+        )
+    )
+
+
+_PARTS = {"timeline": _timeline, "demo": _demo, "traffic": _traffic, "agreement": _agreement}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,22 +1,16 @@
 """Random requests: lengths, prefixes that are shared, several sequences, ways to sample, and cancellations."""
 
-import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from random import Random
 
+from demo_model.chat import render
+from demo_model.evaluation import held_out
 from tokenizers import Tokenizer
 
 from quire.packing import pack_int32
 from quire.v1 import types_pb2
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-from demo_model.chat import render  # noqa: E402
-from demo_model.evaluation import held_out  # noqa: E402
 
 _TASKS = ("echo", "copy", "arithmetic", "json", "tool_call", "memory", "thinking", "retrieval_512")
 _FIRST_TOKEN = 16
