@@ -1,18 +1,23 @@
 """One replica's KV blocks: who may take which, and which still hold a known prefix.
 
-A block belongs to the *owner* (a tenant's index) that took it out of the free list last. An owner may have a
-*floor*: blocks that others never take from it, held or cached, used or not.
+A block counts as held by every *owner* (a tenant's index) that has a reference to it, and while it is free it is
+its last owner's. An owner may have a *floor*: blocks that others never take from it, held or cached, used or not.
 
 Invariants (`check_integrity`):
 * a block is in a free list exactly when its reference count is 0;
 * a hash names at most one block, and that block's content is the hash's;
-* blocks nobody can find are taken first, then the least recently freed, except from an owner within its floor;
+* blocks nobody can find are taken first, then the least recently freed, and those of an owner within its floor by
+  nobody else and by itself last;
 * held and cached blocks are counted exactly for each owner.
 """
 
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 
 NOBODY = -1
+# So many hashes that ceased to be findable are known afterwards.
+_MAX_FORGOTTEN = 512
 
 
 class BlockPool:
@@ -32,6 +37,8 @@ class BlockPool:
         """Blocks with references, by owner."""
         self._ref_counts = [0] * num_blocks
         self._owners = [NOBODY] * num_blocks
+        self._guests: dict[int, dict[int, int]] = {}
+        """References that owners beside the one in `_owners` have to a block, which few blocks have."""
         self._hashes: list[bytes | None] = [None] * num_blocks
         self._blocks: dict[bytes, int] = {}
         self._freed_at = [0] * num_blocks
@@ -45,6 +52,10 @@ class BlockPool:
         """The cached list of each owner with a floor."""
         self._cached: dict[int, int] = {}
         """Length of each of those lists, by sentinel."""
+        self.num_forgotten = 0
+        """Hashes that ever ceased to be findable."""
+        self._forgotten: deque[bytes] = deque(maxlen=_MAX_FORGOTTEN)
+        """The last of those."""
         self.journal: list[tuple[bytes, int]] | None = None
         """If a list: every (hash, block) that became findable, and (hash, NOBODY) that ceased to be, in order."""
 
@@ -99,9 +110,20 @@ class BlockPool:
         """The block that holds this content, or None. It may be free: `share` it before anything else."""
         return self._blocks.get(block_hash)
 
+    def forgotten_since(self, num_forgotten: int) -> list[bytes] | None:
+        """The hashes that ceased to be findable since `num_forgotten` was this number; None: too many to know."""
+        count = self.num_forgotten - num_forgotten
+        return list(islice(reversed(self._forgotten), count)) if count <= len(self._forgotten) else None
+
     def ref_count(self, block: int) -> int:
         """How many sequences hold the block."""
         return self._ref_counts[block]
+
+    def is_new_to(self, block: int, owner: int) -> bool:
+        """Whether a reference to the block would be one more block that its owner holds."""
+        if self._ref_counts[block] == 0:
+            return True
+        return owner != self._owners[block] and owner not in self._guests.get(block, ())
 
     def share(self, block: int, owner: int = NOBODY) -> None:
         """Hold one more reference to a block that `lookup` found."""
@@ -109,6 +131,11 @@ class BlockPool:
             self._uncache(block)
             self._unlink(block)
             self._own(block, owner)
+        elif owner != self._owners[block]:
+            guests = self._guests.setdefault(block, {})
+            if owner not in guests:
+                self.held[owner] = self.held.get(owner, 0) + 1
+            guests[owner] = guests.get(owner, 0) + 1
         self._ref_counts[block] += 1
 
     def allocate(self, count: int, owner: int = NOBODY) -> list[int]:
@@ -131,9 +158,21 @@ class BlockPool:
         return taken
 
     def commit(self, block: int, block_hash: bytes) -> None:
-        """Make a held, full block findable. Content that another block holds already stays where it is."""
+        """Make a held, full block findable, unless another that is held has the same content.
+
+        One that is free gives its name up: it would be evicted before the blocks that follow this one.
+        """
         assert self._ref_counts[block] > 0, f"block {block} committed while free"
-        if self._hashes[block] is None and block_hash not in self._blocks:
+        if self._hashes[block] is not None:
+            return
+        known = self._blocks.get(block_hash)
+        if known is not None and self._ref_counts[known] == 0:
+            self._uncache(known)
+            self._unlink(known)
+            self._forget(known)
+            self._link(known)
+            known = None
+        if known is None:
             self._hashes[block] = block_hash
             self._blocks[block_hash] = block
             if self.journal is not None:
@@ -147,29 +186,33 @@ class BlockPool:
             self._blocks[block_hash] = block
             self._link(block)
 
-    def free(self, blocks: Sequence[int]) -> None:
-        """Give back one reference to each block of a table, given from root to leaf.
+    def free(self, blocks: Sequence[int], owner: int = NOBODY) -> None:
+        """Give back one of the owner's references to each block of a table, given from root to leaf.
 
         The leaf goes into the free list first, so that it is evicted before the blocks it depends on.
         """
         for block in reversed(blocks):
             self._ref_counts[block] -= 1
             assert self._ref_counts[block] >= 0, f"block {block} freed twice"
-            if self._ref_counts[block] == 0:
-                self.held[self._owners[block]] -= 1
+            if block in self._guests:
+                self._leave_shared(block, owner)
+            elif self._ref_counts[block] == 0:
+                self.held[owner] -= 1
                 self._link(block)
 
     def contents(self) -> Mapping[bytes, int]:
         """Every findable hash and its block."""
         return self._blocks
 
-    def check_integrity(self, tables: Iterable[Sequence[int]]) -> None:
-        """Assert the module's invariants, given every block table that holds references here."""
+    def check_integrity(self, tables: Iterable[tuple[int, Sequence[int]]]) -> None:
+        """Assert the module's invariants, given every block table that holds references here, and its owner."""
         expected = [0] * self.num_blocks
-        for table in tables:
+        holding: set[tuple[int, int]] = set()
+        for owner, table in tables:
             assert len(set(table)) == len(table), f"a block occurs twice in the table {table}"
             for block in table:
                 expected[block] += 1
+                holding.add((owner, block))
         assert expected == self._ref_counts, "reference counts differ from the tables"
         free = [block for sentinel in self._sentinels() for block in self._walk(sentinel)]
         assert sorted(free) == [b for b, count in enumerate(expected) if count == 0], "free list is wrong"
@@ -177,10 +220,7 @@ class BlockPool:
         assert self.num_cached == sum(self._hashes[b] is not None for b in free)
         named: Mapping[bytes, int] = {h: b for b, h in enumerate(self._hashes) if h is not None}
         assert named == self._blocks, "hashes and blocks differ"
-        held: dict[int, int] = {}
-        for block, count in enumerate(expected):
-            if count:
-                held[self._owners[block]] = held.get(self._owners[block], 0) + 1
+        held = Counter(owner for owner, _ in holding)
         assert held == {owner: n for owner, n in self.held.items() if n}, "held blocks are miscounted"
         for sentinel, count in self._cached.items():
             assert count == len(list(self._walk(sentinel))), "cached blocks are miscounted"
@@ -198,18 +238,36 @@ class BlockPool:
             yield block
             block = self._next[block]
 
+    def _leave_shared(self, block: int, owner: int) -> None:
+        """One of several owners' references to a block is gone."""
+        guests = self._guests[block]
+        if owner in guests:
+            guests[owner] -= 1
+            if guests[owner] == 0:
+                del guests[owner]
+                self.held[owner] -= 1
+        elif self._ref_counts[block] == sum(guests.values()):
+            # It was the last of the first owner's: another moves up.
+            self.held[owner] -= 1
+            heir = self._owners[block] = next(iter(guests))
+            del guests[heir]
+        if not guests:
+            del self._guests[block]
+
     def _oldest_cached(self, owner: int) -> int:
-        """The least recently freed of the cached blocks that `owner` may take."""
-        best = NOBODY
+        """The least recently freed of the cached blocks that `owner` may take; its own within its floor last."""
+        best = own = NOBODY
         if self._next[self.num_blocks + 1] < self.num_blocks:
             best = self._next[self.num_blocks + 1]
         for other, sentinel in self._lists.items():
             block = self._next[sentinel]
-            within = self.held.get(other, 0) + self._cached[sentinel] <= self._floors.get(other, 0)
-            if block >= self.num_blocks or (within and other != owner):
+            if block >= self.num_blocks:
                 continue
-            if best == NOBODY or self._freed_at[block] < self._freed_at[best]:
+            if self.held.get(other, 0) + self._cached[sentinel] <= self._floors.get(other, 0):
+                own = block if other == owner else own
+            elif best == NOBODY or self._freed_at[block] < self._freed_at[best]:
                 best = block
+        best = own if best == NOBODY else best
         assert best != NOBODY, "no block may be taken"
         return best
 
@@ -229,6 +287,8 @@ class BlockPool:
         if block_hash is not None:
             self._hashes[block] = None
             del self._blocks[block_hash]
+            self.num_forgotten += 1
+            self._forgotten.append(block_hash)
             if self.journal is not None:
                 self.journal.append((block_hash, NOBODY))
 

@@ -2,10 +2,10 @@
 
 from scheduler_svc.core.limits import Limits
 from scheduler_svc.core.preemption import victim_for, victim_of_shortage
-from scheduler_svc.core.queue import WaitingQueue
+from scheduler_svc.core.queue import Lane, WaitingQueue
 from scheduler_svc.core.replica import Prefix, Replica
 from scheduler_svc.core.routing import Offer, Route
-from scheduler_svc.core.sequence import QueueCause, Sequence
+from scheduler_svc.core.sequence import QueueCause, Request, Sequence
 from scheduler_svc.core.tenants import Tenant
 
 # A pass looks at so many sequences that it cannot place before it stops: the rest are behind them anyway.
@@ -39,17 +39,23 @@ class Placement:
             return misfits
         passed_over = 0
         blocked: list[Sequence] = []
-        for sequence in self._queue.in_order():
+        closed: set[Lane] = set()
+        prefix_wanted: set[Request] = set()
+        for sequence in self._queue.in_order(closed):
             if passed_over == _MAX_PASSED_OVER:
                 break
+            # What cannot be placed for its tenant's or its own request's sake must not keep others from being seen.
+            if self._has_enough_pending(sequence):
+                closed.add(self._queue.lane_of(sequence))
+                continue
+            if sequence.request in prefix_wanted:
+                continue
             if not any(replica.fits(sequence) for replica in self._replicas.values()):
                 misfits.append(sequence)
                 continue
             passed_over += 1
             if not target.fits(sequence):
                 sequence.queue_cause = QueueCause.WORKER
-                continue
-            if self._has_enough_pending(sequence):
                 continue
             if any(len(sequence.token_ids) >= len(other.token_ids) for other in blocked):
                 continue
@@ -67,6 +73,11 @@ class Placement:
                     other.num_overtaken += 1
                 continue
             sequence.queue_cause = obstacle
+            if obstacle is QueueCause.TENANT:
+                closed |= {Lane(sequence.request.tenant, is_long) for is_long in (False, True)}
+                passed_over -= 1
+            elif obstacle is QueueCause.PREFIX:
+                prefix_wanted.add(sequence.request)
             if obstacle in (QueueCause.ROWS, QueueCause.BLOCKS) and not elsewhere:
                 if not blocked:
                     _make_room(target, sequence, prefix, obstacle)
@@ -76,8 +87,8 @@ class Placement:
         return misfits
 
     def _has_enough_pending(self, sequence: Sequence) -> bool:
-        """Whether its tenant has long prompts on rows to be busy with for a while."""
-        if len(sequence.token_ids) <= self._limits.short_prompt_tokens:
+        """Whether it is long, and its tenant has prompts on rows to be busy with for a while."""
+        if sequence.num_uncached <= self._limits.short_prompt_tokens:
             return False
         num_replicas = sum(replica.connected for replica in self._replicas.values())
         most = _MAX_PENDING_STEPS * self._limits.max_step_tokens * num_replicas

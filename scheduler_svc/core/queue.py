@@ -1,12 +1,18 @@
 """Sequences that wait for a row: lower priority values first, then the tenant served least, then the oldest."""
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from typing import NamedTuple
 
 from scheduler_svc.core.sequence import Sequence
 from scheduler_svc.core.tenants import PROMPT_TOKEN_COST, Tenant
 
-_Lane = list[Sequence]
+
+class Lane(NamedTuple):
+    """Whose sequences stand in one lane; long prompts stand apart, so that they can be passed over together."""
+
+    tenant: Tenant
+    is_long: bool
 
 
 def _order(sequence: Sequence) -> int:
@@ -14,10 +20,14 @@ def _order(sequence: Sequence) -> int:
 
 
 class WaitingQueue:
-    """One lane for each priority and tenant, oldest first. A preempted sequence keeps its age."""
+    """Lanes for each priority, oldest first. A preempted sequence keeps its age.
 
-    def __init__(self) -> None:
-        self._lanes: dict[int, dict[Tenant, _Lane]] = {}
+    `short_prompt_tokens`: what has more positions to compute is long.
+    """
+
+    def __init__(self, short_prompt_tokens: int) -> None:
+        self._short_prompt_tokens = short_prompt_tokens
+        self._lanes: dict[int, dict[Lane, list[Sequence]]] = {}
         self._num_waiting = 0
         self.num_tokens = 0
         """Tokens still to compute of all that wait."""
@@ -29,7 +39,7 @@ class WaitingQueue:
         """Let a sequence wait."""
         request = sequence.request
         lanes = self._lanes.setdefault(request.priority, {})
-        insort(lanes.setdefault(request.tenant, []), sequence, key=_order)
+        insort(lanes.setdefault(self.lane_of(sequence), []), sequence, key=_order)
         self._num_waiting += 1
         self.num_tokens += sequence.num_uncached
         request.tenant.num_waiting_tokens += sequence.num_uncached
@@ -38,35 +48,41 @@ class WaitingQueue:
         """Take a sequence out, wherever it stands."""
         request = sequence.request
         lanes = self._lanes[request.priority]
-        lane = lanes[request.tenant]
+        lane = lanes[self.lane_of(sequence)]
         place = bisect_left(lane, sequence.order, key=_order)
         assert lane[place] is sequence, "the sequence does not wait"
         del lane[place]
         if not lane:
-            del lanes[request.tenant]
+            del lanes[self.lane_of(sequence)]
             if not lanes:
                 del self._lanes[request.priority]
         self._num_waiting -= 1
         self.num_tokens -= sequence.num_uncached
         request.tenant.num_waiting_tokens -= sequence.num_uncached
 
-    def in_order(self) -> Iterator[Sequence]:
+    def lane_of(self, sequence: Sequence) -> Lane:
+        """Where a sequence stands."""
+        return Lane(sequence.request.tenant, sequence.num_uncached > self._short_prompt_tokens)
+
+    def in_order(self, closed: Container[Lane] = ()) -> Iterator[Sequence]:
         """Those that wait, in the order in which they should get rows; what is yielded may be removed.
 
         Each is counted against its tenant as if it had been served, so that tenants take turns in one pass too.
+        Nothing comes from a lane once it is in `closed`, which may grow in between.
         """
         for priority in sorted(self._lanes):
-            lanes = {tenant: list(lane) for tenant, lane in self._lanes[priority].items()}
-            places = dict.fromkeys(lanes, 0)
-            promised = {tenant: tenant.promised for tenant in lanes}
-            while promised:
-                tenant = min(promised, key=lambda t: (promised[t], t.index))
-                sequence = lanes[tenant][places[tenant]]
-                places[tenant] += 1
-                promised[tenant] += len(sequence.token_ids) * PROMPT_TOKEN_COST / tenant.weight
-                if places[tenant] == len(lanes[tenant]):
-                    del promised[tenant]
-                yield sequence
+            rest = {lane: iter(list(waiting)) for lane, waiting in self._lanes[priority].items()}
+            heads = {lane: next(waiting) for lane, waiting in rest.items()}
+            promised = {lane.tenant: lane.tenant.promised for lane in heads}
+            while heads:
+                lane = min(heads, key=lambda o: (promised[o.tenant], o.tenant.index, heads[o].order))
+                head = heads.pop(lane)
+                if lane in closed:
+                    continue
+                promised[lane.tenant] += len(head.token_ids) * PROMPT_TOKEN_COST / lane.tenant.weight
+                if (following := next(rest[lane], None)) is not None:
+                    heads[lane] = following
+                yield head
 
     def check_integrity(self) -> None:
         """Assert that the sums are those of what waits."""

@@ -42,8 +42,8 @@ class InFlight:
 class Prefix(NamedTuple):
     """What a replica has of a sequence's tokens."""
 
-    block_ids: list[int]
-    """Blocks that hold its longest cached prefix."""
+    num_cached: int
+    """Blocks of its longest cached prefix."""
     num_coming: int
     """Blocks after those that another sequence is computing now."""
 
@@ -250,46 +250,74 @@ class Replica:
 
     def find_prefix(self, sequence: Sequence) -> Prefix:
         """The sequence's longest known prefix; its last token is always left to compute."""
-        block_ids: list[int] = []
-        hashes = sequence.hash_blocks((len(sequence.token_ids) - 1) // self.block_size, self.block_size)
-        for block_hash in hashes:
-            block = self.pool.lookup(block_hash)
-            if block is None:
-                break
-            block_ids.append(block)
-        coming = len(block_ids)
-        while coming < len(hashes) and hashes[coming] in self._computing:
+        most = (len(sequence.token_ids) - 1) // self.block_size
+        hashes = sequence.block_hashes
+        if len(hashes) < most:
+            hashes = sequence.hash_blocks(most, self.block_size)
+        cached = coming = sequence.prefix_memory.length(self.name, self.pool, hashes, most)
+        while coming < most and hashes[coming] in self._computing:
             coming += 1
-        return Prefix(block_ids, coming - len(block_ids))
+        return Prefix(cached, coming - cached)
 
     def num_uncached(self, sequence: Sequence, prefix: Prefix) -> int:
         """Positions that it would have to compute for the sequence, itself."""
-        return len(sequence.token_ids) - (len(prefix.block_ids) + prefix.num_coming) * self.block_size
+        return len(sequence.token_ids) - (prefix.num_cached + prefix.num_coming) * self.block_size
 
     def obstacle(self, sequence: Sequence, prefix: Prefix) -> QueueCause | None:
         """What keeps the sequence from a row here; None: nothing."""
-        if prefix.num_coming * self.block_size * 2 > len(sequence.token_ids) - (
-            len(prefix.block_ids) * self.block_size
-        ):
+        uncached = len(sequence.token_ids) - prefix.num_cached * self.block_size
+        if prefix.num_coming * self.block_size * 2 > uncached:
             # Waiting saves more than half of what it would compute now.
             return QueueCause.PREFIX
         if self.num_rows_free <= 0:
             return QueueCause.ROWS
-        index = sequence.request.tenant.index
-        needed, taken = self.num_blocks_needed(sequence, prefix), self.num_rows_taken
-        if self.pool.held.get(index, 0) + needed > self.ceiling(index):
+        tenant = sequence.request.tenant
+        if tenant.index in self.ceilings and self._would_hold(sequence, prefix) > self.ceiling(tenant.index):
             return QueueCause.TENANT
-        # A block for each row that runs keeps a newcomer from being preempted as soon as it has come; what a floor
-        # keeps is the newcomer's whatever runs.
-        available = self.pool.available(index)
-        margin = 0 if needed <= self.pool.reserved(index) else taken
-        return None if needed + margin <= available else QueueCause.BLOCKS
+        room = self.pool.available(tenant.index)
+        if not self._needs_more(sequence, prefix, room - self.num_rows_taken):
+            return None
+        return (
+            QueueCause.BLOCKS
+            if self._needs_more(sequence, prefix, room - self._margin(sequence, prefix))
+            else None
+        )
+
+    def _would_hold(self, sequence: Sequence, prefix: Prefix) -> int:
+        """Blocks that the sequence's tenant would hold with it."""
+        pool, index = self.pool, sequence.request.tenant.index
+        own = self.blocks_for(len(sequence.token_ids)) - prefix.num_cached
+        own += sum(pool.is_new_to(block, index) for block in self._cached_blocks(sequence, prefix))
+        return pool.held.get(index, 0) + own
+
+    def _margin(self, sequence: Sequence, prefix: Prefix) -> int:
+        """Free blocks to leave: one for each row that runs, lest the newcomer be preempted as soon as it has come.
+
+        Rows of lower priority would give way to it; and what a floor keeps is its own whatever runs.
+        """
+        if not self._needs_more(sequence, prefix, self.pool.reserved(sequence.request.tenant.index)):
+            return 0
+        priority = sequence.request.priority
+        return sum(1 for s in self.rows.sequences if s is not None and s.request.priority <= priority)
 
     def num_blocks_needed(self, sequence: Sequence, prefix: Prefix) -> int:
         """Free blocks that the sequence would take for its tokens so far."""
         pool = self.pool
-        needed = self.blocks_for(len(sequence.token_ids)) - len(prefix.block_ids)
-        return needed + sum(1 for block in prefix.block_ids if pool.ref_count(block) == 0)
+        needed = self.blocks_for(len(sequence.token_ids)) - prefix.num_cached
+        return needed + sum(
+            1 for block in self._cached_blocks(sequence, prefix) if pool.ref_count(block) == 0
+        )
+
+    def _needs_more(self, sequence: Sequence, prefix: Prefix, room: int) -> bool:
+        """Whether `num_blocks_needed` is more than `room`; walks the prefix only if it depends on who holds it."""
+        most = self.blocks_for(len(sequence.token_ids))
+        if most <= room or most - prefix.num_cached > room:
+            return most > room
+        return self.num_blocks_needed(sequence, prefix) > room
+
+    def _cached_blocks(self, sequence: Sequence, prefix: Prefix) -> list[int]:
+        blocks = map(self.pool.lookup, sequence.hash_blocks(prefix.num_cached, self.block_size))
+        return [block for block in blocks if block is not None]
 
     def blocks_for(self, num_positions: int) -> int:
         """Blocks that hold so many token positions."""
@@ -299,7 +327,7 @@ class Replica:
 
     def place(self, sequence: Sequence, prefix: Prefix, now: float) -> None:
         """Give the sequence a row and blocks; the next command adds it."""
-        tenant, cached = sequence.request.tenant, prefix.block_ids
+        tenant, cached = sequence.request.tenant, self._cached_blocks(sequence, prefix)
         for block in cached:
             self.pool.share(block, tenant.index)
         count = self.blocks_for(len(sequence.token_ids)) - len(cached)
@@ -380,7 +408,7 @@ class Replica:
         """Assert that pool, rows and pipeline agree."""
         self.rows.check_integrity()
         seated = [sequence for sequence in self.rows.sequences if sequence is not None]
-        self.pool.check_integrity(sequence.block_ids for sequence in seated)
+        self.pool.check_integrity((s.request.tenant.index, s.block_ids) for s in seated)
         leaving = list(self.leaving())
         assert {s for s in seated if s.state is not SequenceState.RUNNING} == set(leaving)
         assert set(self.to_add) <= set(self.prefilling)
@@ -399,6 +427,6 @@ class Replica:
     def _release(self, sequence: Sequence) -> None:
         sequence.settle()
         self.rows.release(sequence.row)
-        self.pool.free(sequence.block_ids)
+        self.pool.free(sequence.block_ids, sequence.request.tenant.index)
         sequence.block_ids = []
         self._released.append(sequence)

@@ -59,7 +59,7 @@ class Scheduler:
 
     def __init__(self, limits: Limits, route: Route = cheapest) -> None:
         self.replicas: dict[str, Replica] = {}
-        self.queue = WaitingQueue()
+        self.queue = WaitingQueue(limits.short_prompt_tokens)
         self.tenants = Tenants()
         self.abilities: Abilities | None = None
         """What the replicas can take; None until a worker has described itself."""

@@ -13,6 +13,7 @@ from math import nan
 
 from quire.v1 import types_pb2
 from scheduler_svc.core.block_hash import block_hash, private_parent
+from scheduler_svc.core.prefix_memory import PrefixMemory
 from scheduler_svc.core.tenants import Tenant
 
 
@@ -83,9 +84,9 @@ class Sequence:
         "admitted_at", "block_hashes", "block_ids", "cached_tokens", "chunk_end", "chunk_retired",
         "computed_tokens", "ended_at", "first_token_at", "high_water", "index", "last_token_at",
         "leave_reason", "max_total_tokens", "num_added", "num_cached_here", "num_dropped",
-        "num_overtaken", "num_prompt_tokens", "num_uncached", "order", "preemptions", "queue_cause",
-        "recomputed_tokens", "replica", "request", "row", "sampling", "settled", "state", "stop_token_ids",
-        "token_ids",
+        "num_overtaken", "num_prompt_tokens", "num_uncached", "order", "preemptions", "prefix_memory",
+        "queue_cause", "recomputed_tokens", "replica", "request", "row", "sampling", "settled", "state",
+        "stop_token_ids", "token_ids",
     )  # fmt: skip
 
     def __init__(
@@ -113,6 +114,7 @@ class Sequence:
         self.stop_token_ids = stop_token_ids
         self.block_hashes: list[bytes] = []
         """Hashes of the leading full blocks of `token_ids`, as far as they were needed."""
+        self.prefix_memory = PrefixMemory()
         self.state = SequenceState.WAITING
         self.queue_cause = QueueCause.STEP
         self.num_overtaken = 0
@@ -181,6 +183,7 @@ class Sequence:
         if self.admitted_at != self.admitted_at:
             self.admitted_at = now
             self.cached_tokens = min(num_cached, self.num_prompt_tokens)
+        self.prefix_memory.clear()
         self.state = SequenceState.RUNNING
         self.leave_reason = None
         self.row = row

@@ -64,9 +64,21 @@ class WitnessedPool(BlockPool):
         left = self._cached_by_owner()
         for other, floor in self._floors.items():
             lost = cached[other] - left[other]
-            had = cached[other] + self.held.get(other, 0)
-            assert other == owner or not lost or had - lost >= floor, "a prefix within its floor was evicted"
+            if other != owner:
+                had = cached[other] + self.held.get(other, 0)
+                assert not lost or had - lost >= floor, "a prefix within its floor was evicted"
+            elif lost and left[other] + self.held[other] <= floor:
+                assert not self._unprotected(), "an owner's own prefix was evicted before what no floor keeps"
         return taken
+
+    def _unprotected(self) -> bool:
+        """Whether a free block is left that no floor keeps."""
+        if any(True for sentinel in self._sentinels()[:2] for _ in self._walk(sentinel)):
+            return True
+        return any(
+            self.held.get(owner, 0) + self._cached[sentinel] > self._floors.get(owner, 0)
+            for owner, sentinel in self._lists.items()
+        )
 
     def _cached_by_owner(self) -> Counter[int]:
         """Blocks that each owner with a floor could find again, and that were cached when it had one."""

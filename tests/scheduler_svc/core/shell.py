@@ -86,6 +86,8 @@ class Shell:
             return
         while (command := self.scheduler.schedule(name, now)) is not None:
             self.streams[name].send(command)
+        replica = self.scheduler.replicas[name]
+        assert replica.in_flight or not replica.num_running(), "a replica with sequences on it stands still"
 
     def take(self, name: str, result: worker_pb2.StepResult, now: float) -> None:
         """A result has come."""

@@ -26,7 +26,7 @@ def free_early(patch: pytest.MonkeyPatch) -> None:
         leave(self, leaving, reason)
         if leaving.block_ids:
             freed.add(leaving)
-            self.pool.free(leaving.block_ids)
+            self.pool.free(leaving.block_ids, leaving.request.tenant.index)
 
     def release_rest(self: Replica, leaving: sequence.Sequence) -> None:
         if leaving in freed:
@@ -86,10 +86,10 @@ def double_free(patch: pytest.MonkeyPatch) -> None:
     """The last block of a table is given back twice where it is shared."""
     free = BlockPool.free
 
-    def free_twice(self: BlockPool, blocks: list[int]) -> None:
-        free(self, blocks)
+    def free_twice(self: BlockPool, blocks: list[int], owner: int) -> None:
+        free(self, blocks, owner)
         if blocks and self.ref_count(blocks[0]) > 0:
-            free(self, blocks[:1])
+            free(self, blocks[:1], owner)
 
     patch.setattr(BlockPool, "free", free_twice)
 
@@ -185,7 +185,7 @@ def floor_unreserved(patch: pytest.MonkeyPatch) -> None:
 def test_a_planted_bug_is_found(plant: Plant, finding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
     with pytest.raises((AssertionError, ProtocolViolation), match=finding):
-        explore(300, 60, derandomize=True, shrink=False)
+        explore(1000, 60, derandomize=True, shrink=False)
 
 
 def test_a_failure_leaves_a_record_that_replays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ def taken(queue: WaitingQueue) -> list[int]:
 
 
 def test_lower_priority_values_run_first_then_the_older() -> None:
-    queue = WaitingQueue()
+    queue = WaitingQueue(short_prompt_tokens=512)
     for order, priority in enumerate([0, 1, -1, 0]):
         queue.push(sequence(order, priority=priority))
     assert taken(queue) == [2, 0, 3, 1]
@@ -46,7 +46,7 @@ def test_lower_priority_values_run_first_then_the_older() -> None:
 
 
 def test_one_that_ran_before_comes_back_at_its_age() -> None:
-    queue = WaitingQueue()
+    queue = WaitingQueue(short_prompt_tokens=512)
     for order in (3, 4):
         queue.push(sequence(order))
     queue.push(sequence(1))
@@ -54,7 +54,7 @@ def test_one_that_ran_before_comes_back_at_its_age() -> None:
 
 
 def test_tenants_take_turns_by_weighted_tokens() -> None:
-    queue = WaitingQueue()
+    queue = WaitingQueue(short_prompt_tokens=512)
     flood, other, heavy = Tenant("flood", 0), Tenant("other", 1), Tenant("heavy", 2, weight=2.0)
     for order in range(4):
         queue.push(sequence(order, tenant=flood))
@@ -64,14 +64,29 @@ def test_tenants_take_turns_by_weighted_tokens() -> None:
 
 
 def test_what_is_placed_but_not_computed_counts_as_served() -> None:
-    queue, busy, idle = WaitingQueue(), Tenant("busy", 0, num_pending=50), Tenant("idle", 1)
+    queue, busy, idle = (
+        WaitingQueue(short_prompt_tokens=512),
+        Tenant("busy", 0, num_pending=50),
+        Tenant("idle", 1),
+    )
     queue.push(sequence(0, tenant=busy))
     queue.push(sequence(1, tenant=idle))
     assert taken(queue) == [1, 0]
 
 
+def test_nothing_more_comes_from_a_lane_that_is_closed_on_the_way() -> None:
+    queue, closed, seen = WaitingQueue(short_prompt_tokens=20), set(), []
+    for order, num_tokens in enumerate([30, 30, 10, 30, 10]):
+        queue.push(sequence(order, num_tokens=num_tokens))
+    for waiting in queue.in_order(closed):
+        seen.append(waiting.order)
+        if waiting.order == 1:
+            closed.add(queue.lane_of(waiting))
+    assert seen == [0, 1, 2, 4]
+
+
 def test_removals_from_the_middle_leave_nothing_behind() -> None:
-    queue = WaitingQueue()
+    queue = WaitingQueue(short_prompt_tokens=512)
     waiting = [sequence(order) for order in range(200)]
     for item in waiting:
         queue.push(item)

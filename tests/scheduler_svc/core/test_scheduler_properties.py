@@ -26,11 +26,9 @@ from tests.scheduler_svc.core.fake_index import RedisState
 from tests.scheduler_svc.core.world import World
 
 tokens = st.integers(0, 6)
-# Prompts that share prefixes, and some that do not.
-prompts = st.one_of(
-    st.lists(tokens, min_size=1, max_size=30),
-    st.integers(1, 40).map(lambda length: [1, 2, 4, 5] * (length // 4) + [6] * (length % 4 or 1)),
-)
+shared_prompts = st.integers(1, 40).map(lambda length: [1, 2, 4, 5] * (length // 4) + [6] * (length % 4 or 1))
+# Most prompts share prefixes.
+prompts = st.one_of(st.lists(tokens, min_size=1, max_size=30), shared_prompts, shared_prompts, shared_prompts)
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,8 @@ arrivals = st.builds(
     max_tokens=st.integers(1, 25),
     stop_token_ids=st.lists(st.integers(0, 49), max_size=2, unique=True),
     priority=st.integers(-1, 1),
-    tenant=st.sampled_from(["a", "b", "floor", "ceiling", "heavy"]),
+    # Mostly one, since tenants share no prefixes but public ones.
+    tenant=st.sampled_from(["a", "a", "a", "a", "b", "floor", "ceiling", "heavy"]),
     public_prefix_tokens=st.sampled_from([0, 0, 10]),
     timeout_s=st.sampled_from([None, None, 0.5, 5.0]),
     resumed=st.sampled_from([0, 0, 0, 4]),
@@ -88,10 +87,7 @@ class Events(RuleBasedStateMachine):
 
     @rule(arriving=st.lists(arrivals, min_size=1, max_size=4), choice=choices, feed=feeds)
     def arrive(self, arriving: list[Arrival], choice: int, feed: bool) -> None:
-        for arrival in arriving:
-            self.next_key += 1
-            fields = {key: value for key, value in vars(arrival).items() if value is not None}
-            self.world.ask(self.next_key, home=self._one_of(self.world.shells, choice), **fields)
+        self._ask(arriving, self._one_of(self.world.shells, choice))
         self._feed(feed)
 
     @precondition(lambda self: self._living())
@@ -188,6 +184,23 @@ class Events(RuleBasedStateMachine):
                 world.index.lose_all()
         self._feed(True)
 
+    @precondition(lambda self: len(self.world.shells) > 1)
+    @rule(arriving=st.lists(arrivals, min_size=1, max_size=4), worker=choices, times=st.integers(1, 6))
+    def borrow(self, arriving: list[Arrival], worker: int, times: int) -> None:
+        """A lease expires, another scheduler uses the worker, and it is back before its holder has noticed."""
+        world = self.world
+        name = self._one_of(world.workers, worker)
+        holder = world.lessees[name]
+        borrower = next(other for other in world.shells if other != holder)
+        world.take_over(name, borrower)
+        self._ask(arriving, borrower)
+        for _ in range(times):
+            world.feed(name)
+            world.answer(name)
+        world.receive()
+        world.take_over(name, holder)
+        self._feed(True)
+
     @invariant()
     def nothing_is_wrong(self) -> None:
         self.world.receive()
@@ -197,6 +210,12 @@ class Events(RuleBasedStateMachine):
         # After a failure there is nothing to settle, and what that raised would hide the cause.
         if hasattr(self, "world") and sys.exc_info()[0] is None:
             self.world.settle()
+
+    def _ask(self, arriving: list[Arrival], home: str) -> None:
+        for arrival in arriving:
+            self.next_key += 1
+            fields = {key: value for key, value in vars(arrival).items() if value is not None}
+            self.world.ask(self.next_key, home=home, **fields)
 
     def _connected(self) -> list[str]:
         return [name for name in self.world.workers if self.world.is_connected(name)]
