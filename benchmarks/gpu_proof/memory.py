@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.gpu_proof.services import Services
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -23,7 +25,7 @@ class MemorySample:
     gpu_allocated: int
     gpu_reserved: int
     gpu_driver: int
-    """Of the whole card, by nvidia-smi; 0 where there is none."""
+    """In use on the whole card, by whatever process; 0 where there is none."""
     worker_resident: int
     scheduler_resident: int
 
@@ -51,7 +53,7 @@ class MemoryLog:
                 at_s=round(time.monotonic() - self._started, 1),
                 gpu_allocated=int(metrics["quire_worker_device_memory_allocated_bytes"]),
                 gpu_reserved=int(metrics["quire_worker_device_memory_reserved_bytes"]),
-                gpu_driver=await _driver_bytes(),
+                gpu_driver=_driver_bytes(),
                 worker_resident=_resident(pids["gpu_worker"]),
                 scheduler_resident=_resident(pids["scheduler_svc"]),
             )
@@ -84,16 +86,9 @@ def _resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
 
 
-async def _driver_bytes() -> int:
-    try:
-        process = await asyncio.create_subprocess_exec(
-            "nvidia-smi",
-            *("--query-gpu=memory.used", "--format=csv,noheader,nounits"),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-    except FileNotFoundError:
+def _driver_bytes() -> int:
+    # Not nvidia-smi: gRPC does not survive that this process forks.
+    if not torch.cuda.is_available():
         return 0
-    out, _ = await process.communicate()
-    first = out.decode().split("\n")[0].strip()
-    return int(first) << 20 if first.isdigit() else 0
+    free, total = torch.cuda.mem_get_info()
+    return total - free

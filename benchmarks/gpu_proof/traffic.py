@@ -7,7 +7,6 @@ held against transformers (`reference`), those of cancelled requests too.
 """
 
 import asyncio
-import contextlib
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -176,25 +175,18 @@ async def prove_traffic(options: TrafficOptions) -> Report:
         "threads": 1,
     }
     tokenizer = Tokenizer.from_file(str(options.model / "tokenizer.json"))
-    loading = asyncio.create_task(
-        asyncio.to_thread(Reference, options.model, options.device), name="reference"
-    )
-    prompts = await asyncio.to_thread(chat_prompts, tokenizer, 25, options.seed)
-    try:
-        async with running_services(str(options.model), worker, {}) as services:
-            limit = services.description.model.max_model_len
-            vocab_size = services.session.model.vocab_size
-            source = RequestSource(prompts, vocab_size, limit, Random(options.seed))
-            traffic = Traffic(services, source, options)
-            memory = MemoryLog(services)
-            await traffic.run(await loading, memory)
-            worker_left = await services.worker_status()
-            scheduler_left = await services.session.status()
-            restarts = services.local.num_restarts
-    finally:
-        loading.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await loading
+    prompts = chat_prompts(tokenizer, 25, options.seed)
+    reference = Reference(options.model, options.device)
+    async with running_services(str(options.model), worker, {}) as services:
+        limit = services.description.model.max_model_len
+        vocab_size = services.session.model.vocab_size
+        source = RequestSource(prompts, vocab_size, limit, Random(options.seed))
+        traffic = Traffic(services, source, options)
+        memory = MemoryLog(services)
+        await traffic.run(reference, memory)
+        worker_left = await services.worker_status()
+        scheduler_left = await services.session.status()
+        restarts = services.local.num_restarts
     left = {
         "rows": worker_left.rows_used,
         "blocks": worker_left.blocks_used,
