@@ -222,10 +222,11 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             raise Superseded(f"this worker is leased under epoch {self._lease_epoch}")
         self._lease_epoch = lease_epoch
         stream = step_loop.begin()
-        # Tells the scheduler that the lease is its own.
-        await context.send_initial_metadata(())
         reader = asyncio.create_task(self._read(request_iterator, stream, lease_epoch), name="commands")
         try:
+            await stream.cleared.wait()
+            # Tells the scheduler that the lease is its own, and that the device does what it is told.
+            await context.send_initial_metadata(())
             async for result in step_loop.results(stream):
                 result.draining = self._draining
                 yield result

@@ -46,6 +46,8 @@ class CommandStream:
     is_complete: bool = False
     """No further command will come."""
     in_flight: int = 0
+    cleared: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once what ran before has retired and every row is removed: never on a device that hangs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,11 +235,13 @@ class StepLoop:
             self.idle.clear()
         else:
             self.idle.set()
-        if answer is not None:
-            stream.in_flight -= 1
-            stream.results.put_nowait(answer)
-            if stream.is_complete and stream.in_flight == 0:
-                stream.results.put_nowait(None)
+        if answer is None:
+            stream.cleared.set()
+            return
+        stream.in_flight -= 1
+        stream.results.put_nowait(answer)
+        if stream.is_complete and stream.in_flight == 0:
+            stream.results.put_nowait(None)
 
 
 def _failed(command: worker_pb2.StepCommand, error: Exception) -> QuireError:

@@ -48,7 +48,10 @@ class SchedulerSettings(ServiceSettings):
         _DEFAULT.decode_burst_s, ge=0, description="seconds that the decode steps of one command may take"
     )
     worker_hang_s: float = Field(
-        60.0, gt=0, description="seconds without an answer after which a worker with commands is given up"
+        10.0,
+        gt=0,
+        description="seconds without an answer after which a worker with commands is given up; twenty times its "
+        "longest silence of late if that is more",
     )
     itl_target_s: float = Field(
         _DEFAULT.itl_target_s,

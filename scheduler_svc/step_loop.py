@@ -21,6 +21,7 @@ from scheduler_svc.core.scheduler import Scheduler
 from scheduler_svc.endings import EndingReporter
 from scheduler_svc.flight_recorder import RecordedScheduler
 from scheduler_svc.leases import TakeEpoch
+from scheduler_svc.patience import Patience
 from scheduler_svc.prefix_index import PrefixIndex
 from scheduler_svc.redirection import describe
 from scheduler_svc.settlement import Settlement
@@ -175,7 +176,7 @@ class StepLoop:
             on_result=partial(self._worker_answered, worker),
             on_close=partial(self._worker_closed, worker),
             on_progress=self._on_change,
-            hang_s=self._worker_hang_s,
+            patience=Patience(self._worker_hang_s),
         )
         task = self._tasks[worker] = asyncio.create_task(link.run(), name=f"worker {worker}")
         task.add_done_callback(partial(self._link_ended, worker))

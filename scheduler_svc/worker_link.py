@@ -12,6 +12,7 @@ from quire.rpc.channel import open_channel
 from quire.v1 import types_pb2, worker_pb2, worker_pb2_grpc
 from scheduler_svc.adoption import AdoptedBlock
 from scheduler_svc.core.step_tokens import ProtocolError
+from scheduler_svc.patience import Patience
 
 log = structlog.get_logger()
 
@@ -19,6 +20,7 @@ LEASE_KEY = "quire-lease-epoch"
 _CALL_TIMEOUT_S = 5.0
 _FIRST_BACKOFF_S = 0.05
 _MAX_BACKOFF_S = 1.0
+_WATCH_INTERVAL_S = 1.0
 
 RunCall = grpc.aio.StreamStreamCall[worker_pb2.StepCommand, worker_pb2.StepResult]
 Adopt = Callable[
@@ -31,8 +33,8 @@ class WorkerLink:
 
     Each life takes an epoch from `take_epoch` (0: the lease is another scheduler's) and asks `adopt` what the
     worker's blocks still hold; `on_open` gets the worker's description, the epoch, and that. It and `on_result` may
-    raise ProtocolError, which ends this life of the stream. So does a worker that has commands and answers none for
-    `hang_s` seconds: whatever it does later is on a stream that nobody reads, under a lease that has passed.
+    raise ProtocolError, which ends this life of the stream. So does a worker that has commands and is silent beyond
+    `patience`: whatever it does later is on a stream that nobody reads, under a lease that has passed.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class WorkerLink:
         on_result: Callable[[worker_pb2.StepResult], None],
         on_close: Callable[[], None],
         on_progress: Callable[[], None],
-        hang_s: float,
+        patience: Patience,
     ) -> None:
         self.address = address
         self.load_progress = 0.0
@@ -56,9 +58,7 @@ class WorkerLink:
         self._on_result = on_result
         self._on_close = on_close
         self._on_progress = on_progress
-        self._hang_s = hang_s
-        self._num_unanswered = 0
-        self._progress_at = 0.0
+        self._patience = patience
         self._hung = False
         self._channel = open_channel(address)
         self.stub: worker_pb2_grpc.WorkerAsyncStub = worker_pb2_grpc.WorkerStub(self._channel)
@@ -67,9 +67,7 @@ class WorkerLink:
 
     def send(self, command: worker_pb2.StepCommand) -> None:
         """Queue a command; only between `on_open` and `on_close`."""
-        if self._num_unanswered == 0:
-            self._progress_at = time.monotonic()
-        self._num_unanswered += 1
+        self._patience.sent(time.monotonic())
         self._outbox.append(command)
         self._wake.set()
 
@@ -127,7 +125,8 @@ class WorkerLink:
     async def _carry(self, call: RunCall) -> bool:
         """Commands out, results in, until the stream ends; true if there were results."""
         self._outbox.clear()
-        self._num_unanswered, self._hung = 0, False
+        self._patience.begin()
+        self._hung = False
         tasks = [
             asyncio.create_task(self._write(call), name=f"commands to {self.address}"),
             asyncio.create_task(self._watch(call), name=f"watch over {self.address}"),
@@ -135,8 +134,7 @@ class WorkerLink:
         brought = False
         try:
             async for result in call:
-                self._num_unanswered -= 1
-                self._progress_at = time.monotonic()
+                self._patience.answered(time.monotonic())
                 brought = True
                 self._on_result(result)
         except asyncio.CancelledError:
@@ -150,13 +148,16 @@ class WorkerLink:
 
     async def _watch(self, call: RunCall) -> None:
         """Give the stream up when commands have been unanswered for too long."""
+        patience = self._patience
         while not self._hung:
-            await asyncio.sleep(self._hang_s / 4)
-            waited_s = time.monotonic() - self._progress_at
-            if self._num_unanswered and waited_s > self._hang_s:
+            await asyncio.sleep(min(patience.limit_s / 4, _WATCH_INTERVAL_S))
+            now = time.monotonic()
+            silent_s = patience.silent_s(now)
+            if silent_s > patience.limit_s:
                 log.error(
-                    "worker hangs", worker=self.address, unanswered=self._num_unanswered, seconds=waited_s
+                    "worker hangs", worker=self.address, unanswered=patience.num_unanswered, seconds=silent_s
                 )
+                patience.give_up(now)
                 self._hung = True
                 call.cancel()
 

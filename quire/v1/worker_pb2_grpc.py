@@ -71,6 +71,7 @@ class WorkerServicer(object):
         """The step protocol: commands in, one result per command out, in order. Two or more commands are kept in
         flight. Opening the stream takes the lease: metadata `quire-lease-epoch` (decimal) must be at least that
         of any earlier stream, which is then ended with ABORTED; all rows are removed; KV blocks keep their content.
+        The initial metadata comes when that is done: a worker whose device hangs never sends it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,6 +38,7 @@ class WorkerStub:
     """The step protocol: commands in, one result per command out, in order. Two or more commands are kept in
     flight. Opening the stream takes the lease: metadata `quire-lease-epoch` (decimal) must be at least that
     of any earlier stream, which is then ended with ABORTED; all rows are removed; KV blocks keep their content.
+    The initial metadata comes when that is done: a worker whose device hangs never sends it.
     """
     Describe: _grpc.UnaryUnaryMultiCallable[_worker_pb2.DescribeRequest, _worker_pb2.WorkerDescription]
     """What this worker is and can do; UNAVAILABLE until the weights are loaded."""
@@ -59,6 +60,7 @@ class WorkerAsyncStub(WorkerStub):
     """The step protocol: commands in, one result per command out, in order. Two or more commands are kept in
     flight. Opening the stream takes the lease: metadata `quire-lease-epoch` (decimal) must be at least that
     of any earlier stream, which is then ended with ABORTED; all rows are removed; KV blocks keep their content.
+    The initial metadata comes when that is done: a worker whose device hangs never sends it.
     """
     Describe: _aio.UnaryUnaryMultiCallable[_worker_pb2.DescribeRequest, _worker_pb2.WorkerDescription]  # type: ignore[assignment]
     """What this worker is and can do; UNAVAILABLE until the weights are loaded."""
@@ -83,6 +85,7 @@ class WorkerServicer(metaclass=_abc_1.ABCMeta):
         """The step protocol: commands in, one result per command out, in order. Two or more commands are kept in
         flight. Opening the stream takes the lease: metadata `quire-lease-epoch` (decimal) must be at least that
         of any earlier stream, which is then ended with ABORTED; all rows are removed; KV blocks keep their content.
+        The initial metadata comes when that is done: a worker whose device hangs never sends it.
         """
 
     @_abc_1.abstractmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import grpc
 import pytest
 
 from gpu_worker import server as server_module
+from gpu_worker.launched_step import LaunchedStep
 from gpu_worker.server import LEASE_KEY, WorkerServicer
 from gpu_worker.settings import WorkerSettings
 from quire.packing import pack_int32, pack_uint32, unpack_int32
@@ -94,8 +96,6 @@ async def rows_used(stub: worker_pb2_grpc.WorkerAsyncStub) -> int:
 async def test_it_answers_while_it_loads_and_describes_itself_once_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import threading
-
     may_load, load = threading.Event(), server_module.load
 
     def load_when_told(*arguments: Any) -> Any:
@@ -144,6 +144,31 @@ async def test_a_newer_lease_takes_the_rows_and_an_older_one_gets_nothing(tmp_pa
         assert await status_code(anext(aiter(run(stub, 5)))) is grpc.StatusCode.ABORTED
         await newer.write(worker_pb2.StepCommand(step_id=2, lease_epoch=5))
         assert await status_code(anext(aiter(newer))) is grpc.StatusCode.ABORTED
+
+
+async def test_a_stream_opens_once_the_device_answers_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on, wait = threading.Event(), LaunchedStep.wait
+
+    def hang(step: LaunchedStep) -> worker_pb2.StepResult:
+        goes_on.wait()
+        return wait(step)
+
+    async with worker(tmp_path) as (stub, _):
+        await loaded(stub)
+        monkeypatch.setattr(LaunchedStep, "wait", hang)
+        hanging = run(stub, 1)
+        await hanging.write(first_command())
+        again = run(stub, 2)
+        opened = asyncio.ensure_future(again.initial_metadata())
+        # The process lives and answers; only the device does not.
+        assert await status_code(anext(aiter(hanging))) is grpc.StatusCode.ABORTED
+        assert not opened.done()
+        goes_on.set()
+        await opened
+        await again.write(first_command(lease=2))
+        assert (await anext(aiter(again))).step_id == 1
 
 
 @pytest.mark.parametrize("lease", ["", "-1", "1e3", "x" * 1000, str(2**64)])
