@@ -112,9 +112,10 @@ def admit(
     predicted_s = backlog.ttft_s()
     whole_s = predicted_s + max(0.0, output_tokens - 1) * backlog.step_s
     if timeout_s is not None and whole_s > timeout_s:
+        ahead = f", behind {backlog.waiting_sequences} others" if backlog.waiting_sequences else ""
         raise Overloaded(
-            f"it would take about {whole_s:.1f} s (the first token {predicted_s:.1f} s), longer than the timeout of "
-            f"{timeout_s:g} s",
+            f"it would take about {whole_s:.2g} s (the first token {predicted_s:.2g} s{ahead}), "
+            f"longer than the timeout of {timeout_s:g} s",
             retry_after_s=_retry_after(whole_s - timeout_s),
         )
     if not backlog.waiting_sequences:

@@ -356,7 +356,7 @@ class Scheduler:
             assert sequence.leave_reason is not None
             if sequence.leave_reason is LeaveReason.PREEMPTED:
                 sequence.state = SequenceState.WAITING
-                sequence.num_uncached = len(sequence.token_ids)
+                sequence.num_uncached = replica.num_uncached(sequence, replica.find_prefix(sequence))
                 self.queue.push(sequence)
             else:
                 self._end_given_up(sequence, sequence.leave_reason, now)

@@ -137,13 +137,16 @@ class Tenants:
         assert all(t.num_pending >= 0 and t.num_waiting_tokens >= 0 for t in self._by_name.values())
 
     def _forget_idle(self) -> None:
-        """Bound memory: who is idle, at or below the level, and has no floor, comes back the same."""
+        """Bound memory: who is idle, at or below the level, without floor or ceiling, comes back the same."""
         if len(self._by_name) < _FORGET_ABOVE:
             return
         idle = [
             tenant
             for tenant in self._by_name.values()
-            if not tenant.num_active and tenant.service <= self._level and not tenant.kv_floor
+            if not tenant.num_active
+            and tenant.service <= self._level
+            and not tenant.kv_floor
+            and tenant.kv_ceiling >= 1.0
         ]
         for tenant in idle:
             del self._by_name[tenant.name]
