@@ -86,7 +86,6 @@ class InstantRows:
         _check(command.decode_steps <= self.description.max_decode_steps, "too many decode_steps")
         for row in unpack_uint32(command.remove_rows).tolist():
             self._remove(row)
-        self._copy(unpack_int32(command.copy_from_block_ids), unpack_int32(command.copy_to_block_ids))
         for added in command.add_rows:
             self._add(added)
         if command.append_rows:
@@ -112,13 +111,6 @@ class InstantRows:
         self.used[row] = self._decoding[row] = False
         self._prompts.pop(row, None)
         self._num_logprobs.pop(row, None)
-
-    def _copy(self, sources: NDArray[np.int32], targets: NDArray[np.int32]) -> None:
-        _check(len(sources) == len(targets), "copy: columns have different lengths")
-        blocks = self._hashes.reshape(-1, self._block_size)
-        for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
-            self._check_fresh(np.asarray([target]), "copy")
-            blocks[target] = blocks[source]
 
     def _add(self, added: worker_pb2.RowAdd) -> None:
         row, tokens = added.row, unpack_int32(added.token_ids)

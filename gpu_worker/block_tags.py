@@ -20,7 +20,6 @@ class BlockTags:
         try:
             columns = [
                 unpack_int32(command.append_block_ids),
-                unpack_int32(command.copy_to_block_ids),
                 *(
                     unpack_int32(added.block_ids)[added.num_computed_tokens // self._block_size :]
                     for added in command.add_rows

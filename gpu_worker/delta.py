@@ -18,27 +18,20 @@ class Delta:
     append_rows: NDArray[np.int64]
     append_counts: NDArray[np.int64]
     append_block_ids: NDArray[np.int32]
-    copy_from: NDArray[np.int32]
-    copy_to: NDArray[np.int32]
     prefill_rows: list[int]
     prefill_counts: list[int]
 
 
 def unpack_delta(command: worker_pb2.StepCommand) -> Delta:
-    """Raises InvalidRequest where bytes are no array, or copies do not pair."""
+    """Raises InvalidRequest where bytes are no array."""
     try:
-        delta = Delta(
+        return Delta(
             remove_rows=unpack_uint32(command.remove_rows).tolist(),
             append_rows=unpack_uint32(command.append_rows).astype(np.int64),
             append_counts=unpack_uint32(command.append_num_blocks).astype(np.int64),
             append_block_ids=unpack_int32(command.append_block_ids),
-            copy_from=unpack_int32(command.copy_from_block_ids),
-            copy_to=unpack_int32(command.copy_to_block_ids),
             prefill_rows=unpack_uint32(command.prefill_rows).tolist(),
             prefill_counts=unpack_uint32(command.prefill_num_tokens).tolist(),
         )
     except ValueError:
         raise InvalidRequest("an array's length does not divide") from None
-    if len(delta.copy_from) != len(delta.copy_to):
-        raise InvalidRequest("copy: the columns disagree")
-    return delta

@@ -32,11 +32,6 @@ class KvCache:
         self.keys = torch.zeros(shape, dtype=stored, device=device).unbind()
         self.values = torch.zeros(shape, dtype=stored, device=device).unbind()
 
-    def copy_blocks(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
-        """Copy whole blocks, in every layer; both int64 [n]."""
-        for bits in self._bits():
-            bits[targets] = bits[sources]
-
     def checksums(self, block_ids: NDArray[np.int32]) -> NDArray[np.int64]:
         """A sum over each block's bits in all layers, weighted by place; block_ids [n], returns [n]."""
         blocks = torch.from_numpy(block_ids.astype(np.int64)).to(self.keys[0].device)

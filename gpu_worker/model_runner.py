@@ -106,7 +106,7 @@ class ModelRunner:
             command.step_id, batch.rows.astype(np.uint32), self.rows.epochs[batch.rows], plan.num_logprobs,
             num_steps, batch.num_decoding, batch.num_prefilled, applied.failures,
         )  # fmt: skip
-        return self._launch(delta, applied, batch, plan, outline)
+        return self._launch(applied, batch, plan, outline)
 
     # -- the host's part
 
@@ -115,8 +115,7 @@ class ModelRunner:
         if command.decode_steps > self.limits.max_decode_steps:
             raise InvalidRequest(f"decode_steps is at most {self.limits.max_decode_steps}")
         self.rows.check_removable(delta.remove_rows)
-        for blocks in (delta.copy_from, delta.copy_to, delta.append_block_ids):
-            self.rows.check_blocks(blocks)
+        self.rows.check_blocks(delta.append_block_ids)
         self.rows.check_addable(command.add_rows, delta.remove_rows)
 
     def _apply(self, command: worker_pb2.StepCommand, delta: Delta) -> Applied:
@@ -170,7 +169,7 @@ class ModelRunner:
     # -- the device's part
 
     def _launch(
-        self, delta: Delta, applied: Applied, batch: StepBatch, plan: DrawPlan, outline: CommandOutline
+        self, applied: Applied, batch: StepBatch, plan: DrawPlan, outline: CommandOutline
     ) -> LaunchedStep:
         num_rows = len(batch.rows)
         graph_size, mixed_size = self._graphs.size_for(num_rows), self._mixed_graphs.size_for(batch)
@@ -183,7 +182,7 @@ class ModelRunner:
             staged = slot.upload(
                 {"control": control}
                 | applied.changes.arrays()
-                | _other_arrays(delta, applied)
+                | _counted_tokens(applied)
                 | mixed
                 | dict(plan.edits)
             )
@@ -198,9 +197,7 @@ class ModelRunner:
         return LaunchedStep(outline, slot, self._slots, logprobs, edited.logprobs, self.rows.num_used)
 
     def _update(self, staged: Mapping[str, torch.Tensor], applied: Applied) -> None:
-        """Bring the device's rows up to date, and copy blocks."""
-        if "copy_from" in staged:
-            self._cache.copy_blocks(staged["copy_from"], staged["copy_to"])
+        """Bring the device's rows up to date."""
         self._device_rows.update(staged)
         start = 0
         for added in applied.counted:
@@ -240,12 +237,8 @@ class ModelRunner:
                 self._steps.decode(num_rows, kind)
 
 
-def _other_arrays(delta: Delta, applied: Applied) -> dict[str, NDArray[np.generic]]:
-    arrays: dict[str, NDArray[np.generic]] = {}
-    if len(delta.copy_from):
-        arrays["copy_from"] = delta.copy_from.astype(np.int64)
-        arrays["copy_to"] = delta.copy_to.astype(np.int64)
-    if applied.counted:
-        tokens = [unpack_int32(added.token_ids) for added in applied.counted]
-        arrays["counted_tokens"] = np.concatenate(tokens).astype(np.int64)
-    return arrays
+def _counted_tokens(applied: Applied) -> dict[str, NDArray[np.int64]]:
+    if not applied.counted:
+        return {}
+    tokens = [unpack_int32(added.token_ids) for added in applied.counted]
+    return {"counted_tokens": np.concatenate(tokens).astype(np.int64)}

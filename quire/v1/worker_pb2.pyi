@@ -304,7 +304,7 @@ Global___RowAdd: _TypeAlias = RowAdd  # noqa: Y015
 
 @_typing.final
 class StepCommand(_message.Message):
-    """One delta. The worker applies it in this order: remove rows, copy blocks, add rows, append blocks; then runs
+    """One delta. The worker applies it in this order: remove rows, add rows, append blocks; then runs
     one mixed step (the prefill chunks, and one decode of every row that is past its prompt, if decode_steps > 0),
     then decode_steps - 1 further decode steps, in which rows that finished their prompt take part. A row whose
     prompt ends inside its chunk samples its first token in that step. Done rows take part in nothing.
@@ -315,8 +315,6 @@ class StepCommand(_message.Message):
     STEP_ID_FIELD_NUMBER: _builtins.int
     LEASE_EPOCH_FIELD_NUMBER: _builtins.int
     REMOVE_ROWS_FIELD_NUMBER: _builtins.int
-    COPY_FROM_BLOCK_IDS_FIELD_NUMBER: _builtins.int
-    COPY_TO_BLOCK_IDS_FIELD_NUMBER: _builtins.int
     ADD_ROWS_FIELD_NUMBER: _builtins.int
     APPEND_ROWS_FIELD_NUMBER: _builtins.int
     APPEND_NUM_BLOCKS_FIELD_NUMBER: _builtins.int
@@ -330,10 +328,6 @@ class StepCommand(_message.Message):
     """Lease of the scheduler that sends it; a command of an older lease ends the stream with ABORTED."""
     remove_rows: _builtins.bytes
     """uint32[n]: rows to remove, done or not."""
-    copy_from_block_ids: _builtins.bytes
-    """int32[n]: blocks whose content is copied ..."""
-    copy_to_block_ids: _builtins.bytes
-    """int32[n]: ... to these, before the step (sequences of one request that part inside a block)."""
     append_rows: _builtins.bytes
     """uint32[n]: rows whose block tables grow."""
     append_num_blocks: _builtins.bytes
@@ -356,8 +350,6 @@ class StepCommand(_message.Message):
         step_id: _builtins.int = ...,
         lease_epoch: _builtins.int = ...,
         remove_rows: _builtins.bytes = ...,
-        copy_from_block_ids: _builtins.bytes = ...,
-        copy_to_block_ids: _builtins.bytes = ...,
         add_rows: _abc.Iterable[Global___RowAdd] | None = ...,
         append_rows: _builtins.bytes = ...,
         append_num_blocks: _builtins.bytes = ...,
@@ -368,7 +360,7 @@ class StepCommand(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_rows", b"add_rows", "append_block_ids", b"append_block_ids", "append_num_blocks", b"append_num_blocks", "append_rows", b"append_rows", "copy_from_block_ids", b"copy_from_block_ids", "copy_to_block_ids", b"copy_to_block_ids", "decode_steps", b"decode_steps", "lease_epoch", b"lease_epoch", "prefill_num_tokens", b"prefill_num_tokens", "prefill_rows", b"prefill_rows", "remove_rows", b"remove_rows", "step_id", b"step_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_rows", b"add_rows", "append_block_ids", b"append_block_ids", "append_num_blocks", b"append_num_blocks", "append_rows", b"append_rows", "decode_steps", b"decode_steps", "lease_epoch", b"lease_epoch", "prefill_num_tokens", b"prefill_num_tokens", "prefill_rows", b"prefill_rows", "remove_rows", b"remove_rows", "step_id", b"step_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,12 +27,10 @@ def test_a_block_is_assigned_by_the_command_that_gives_it_to_a_row_to_be_written
             append_rows=pack_uint32([0]),
             append_num_blocks=pack_uint32([1]),
             append_block_ids=pack_int32([4]),
-            copy_from_block_ids=pack_int32([0]),
-            copy_to_block_ids=pack_int32([6]),
         )
     )
-    # Those that are shared, 0 and 1, and the source of the copy, are only read.
-    assert tags(column) == [(0, 0), (0, 0), (2**63, 5), (2**63, 5), (2**63, 6), (0, 0), (2**63, 6), (0, 0)]
+    # Those that are shared, 0 and 1, are only read.
+    assert tags(column) == [(0, 0), (0, 0), (2**63, 5), (2**63, 5), (2**63, 6), (0, 0), (0, 0), (0, 0)]
 
 
 @pytest.mark.parametrize("blocks", [[8], [-1], [2**31 - 1]])

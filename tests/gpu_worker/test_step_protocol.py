@@ -98,29 +98,6 @@ def test_a_row_can_be_removed_and_taken_again_by_one_command(runner: ModelRunner
     assert tokens_of(result) == greedy_tokens(checkpoint("LlamaForCausalLM"), other, 1)
 
 
-def test_a_copied_block_holds_the_prefix_of_its_source(runner: ModelRunner) -> None:
-    prompt = list(range(5, 25))
-    execute(
-        runner,
-        command(1, add_rows=[add(0, prompt=prompt, total=30)], prefill_rows=[0], prefill_num_tokens=[20]),
-    )
-    shared = add(1, prompt=prompt, total=30, first_block=10)
-    shared.num_computed_tokens = 19
-    result = execute(
-        runner,
-        command(
-            2,
-            copy_from_block_ids=pack_int32([0, 1]),
-            copy_to_block_ids=pack_int32([10, 11]),
-            add_rows=[shared],
-            prefill_rows=[1],
-            prefill_num_tokens=[1],
-        ),
-    )
-    assert tokens_of(result) == greedy_tokens(checkpoint("LlamaForCausalLM"), prompt, 1)
-    assert result.tokens_computed == 1
-
-
 def test_a_row_whose_numbers_are_not_numbers_fails_alone(runner: ModelRunner) -> None:
     both = [add(0), add(1, first_block=1)]
     execute(runner, command(1, add_rows=both, prefill_rows=[0, 1], prefill_num_tokens=[4, 4], decode_steps=1))
@@ -153,8 +130,6 @@ def test_a_row_whose_numbers_are_not_numbers_fails_alone(runner: ModelRunner) ->
         {"append_rows": [1], "append_num_blocks": pack_uint32([1]), "append_block_ids": pack_int32([3])},
         {"append_rows": [0], "append_num_blocks": pack_uint32([2]), "append_block_ids": pack_int32([3])},
         {"append_block_ids": b"abc"},
-        {"copy_from_block_ids": pack_int32([1]), "copy_to_block_ids": b""},
-        {"copy_from_block_ids": pack_int32([-1]), "copy_to_block_ids": pack_int32([10**6])},
     ],
 )
 def test_a_command_that_breaks_the_protocol_is_refused_and_the_next_stream_works(
@@ -195,8 +170,6 @@ row_adds = st.builds(
 commands = st.builds(
     worker_pb2.StepCommand,
     remove_rows=arrays,
-    copy_from_block_ids=arrays,
-    copy_to_block_ids=arrays,
     add_rows=st.lists(row_adds, max_size=2),
     append_rows=arrays,
     append_num_blocks=arrays,
