@@ -98,7 +98,7 @@ def _timeline(options: argparse.Namespace) -> Report:
                 device=options.device,
                 batch=4 if tiny else 256,
                 prompt_len=8 if tiny else 600,
-                output_len=2000 if tiny else 1800,
+                output_len=2000 if tiny else 3400,
                 seconds=0.5 if tiny else 3.0,
                 worker={
                     "kv_cache_dtype": options.kv_cache_dtype,

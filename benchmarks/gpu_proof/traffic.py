@@ -74,7 +74,8 @@ class Traffic:
         self.tally = Tally()
 
     async def run(self, reference: Reference, memory: MemoryLog) -> None:
-        """Until the time is over and all has been judged; then the services are idle."""
+        """Until the time is over and all has been judged; memory is sampled first and last while the services idle."""
+        await memory.sample()
         ends = time.monotonic() + self._options.seconds
         sampling = asyncio.create_task(memory.run(self._options.sample_every_s), name="memory")
         judging = asyncio.create_task(self._judge(reference, ends), name="judge")
@@ -199,6 +200,7 @@ async def prove_traffic(options: TrafficOptions) -> Report:
 
 def _report(options: TrafficOptions, tally: Tally, memory: MemoryLog, left: dict[str, int]) -> Report:
     kept = growth(memory.samples)
+    left_over = memory.samples[-1].gpu_allocated - memory.samples[0].gpu_allocated
     judged = {"greedy": tally.greedy, "seeded": tally.seeded}
     rows: list[dict[str, object]] = [
         {
@@ -222,6 +224,7 @@ def _report(options: TrafficOptions, tally: Tally, memory: MemoryLog, left: dict
         "rows and blocks are free at the end": not (left["rows"] or left["blocks"] or left["sequences"]),
         "what torch holds of the GPU's memory is flat": kept["gpu_allocated"]["is_flat"]
         and kept["gpu_reserved"]["is_flat"],
+        "tensors take what they took before, within 2 MiB, once it is over": left_over <= 2 << 20,
         "the worker's resident memory is flat": kept["worker_resident"]["is_flat"],
     }
     details: dict[str, Any] = {
@@ -232,11 +235,11 @@ def _report(options: TrafficOptions, tally: Tally, memory: MemoryLog, left: dict
         "errors": tally.errors[:10],
         "findings": {kind: found.as_dict() for kind, found in judged.items()},
         "memory": kept,
+        "gpu_allocated_left_over": left_over,
         "memory_samples": [asdict(sample) for sample in memory.samples],
     }
     say(f"requests {dict(tally.requests)}; ledger {dict(tally.usage)}; at the end {left}")
     for name, half in kept.items():
-        say(
-            f"{name}: {half['first_half'] >> 20} MiB at most in the first half, {half['second_half'] >> 20} after"
-        )
+        first, second = (half[part] / 2**20 for part in ("first_half", "second_half"))
+        say(f"{name}: median {first:.1f} MiB in the first half, {second:.1f} in the second")
     return Report("traffic", {**asdict(options), "model": options.model.name}, rows, claims, details)
