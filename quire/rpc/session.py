@@ -41,6 +41,7 @@ class SessionClient(Generic[Request, Response]):
         self._on_disconnect = on_disconnect
         self._outbox: deque[Request] = deque()
         self._wake = asyncio.Event()
+        self._last_end = ""
         self.connected = False
 
     def send(self, request: Request) -> None:
@@ -58,7 +59,7 @@ class SessionClient(Generic[Request, Response]):
                 if await self._run_once():
                     backoff_s = _FIRST_BACKOFF_S
             except grpc.aio.AioRpcError as error:
-                log.info("session ended", peer=self._name, code=error.code().name, details=error.details())
+                self._log_end(error)
             await asyncio.sleep(backoff_s)
             backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
 
@@ -70,7 +71,7 @@ class SessionClient(Generic[Request, Response]):
             # The peer speaks first; until then nothing shows that the stream exists.
             async for message in call:
                 if not self.connected:
-                    self.connected = True
+                    self.connected, self._last_end = True, ""
                     writer = asyncio.create_task(self._write(call), name=f"{self._name} session writer")
                 self._on_message(message)
             return self.connected
@@ -82,6 +83,13 @@ class SessionClient(Generic[Request, Response]):
             if self.connected:
                 self.connected = False
                 self._on_disconnect()
+
+    def _log_end(self, error: grpc.aio.AioRpcError) -> None:
+        """One line for a reason, not one for each attempt: a wrong certificate fails every second for ever."""
+        end = f"{error.code().name}: {error.details()}"
+        say = log.debug if end == self._last_end else log.info
+        self._last_end = end
+        say("session ended", peer=self._name, code=error.code().name, details=error.details())
 
     async def _write(self, call: grpc.aio.StreamStreamCall[Request, Response]) -> None:
         while True:

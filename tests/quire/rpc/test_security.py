@@ -10,6 +10,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from structlog.testing import capture_logs
 
 from quire.rpc.channel import open_channel
 from quire.rpc.security import Security
@@ -242,6 +243,34 @@ async def test_a_session_carries_the_token_and_every_message_of_it(authority: Te
         assert [await arrived.get() for _ in range(1, 50)] == list(range(1, 50))
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_session_says_once_why_the_peer_cannot_be_trusted(authority: TestAuthority) -> None:
+    client = authority.identity("tokenizer-svc", peer="scheduler-svc")
+    attempts: asyncio.Queue[None] = asyncio.Queue()
+    async with (
+        serving(authority.identity("gpu-worker")) as server,
+        open_channel(server.address, client) as channel,
+    ):
+        stub = scheduler_pb2_grpc.SchedulerStub(channel)
+
+        def connect() -> grpc.aio.StreamStreamCall:
+            attempts.put_nowait(None)
+            return stub.Session()
+
+        session: SessionClient[
+            scheduler_pb2.SchedulerSessionRequest, scheduler_pb2.SchedulerSessionResponse
+        ] = SessionClient("scheduler", connect, on_message=print, on_disconnect=lambda: None)
+        with capture_logs() as lines:
+            running = asyncio.create_task(session.run())
+            for _ in range(4):
+                await attempts.get()
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+    told = [line for line in lines if line["log_level"] == "info"]
+    assert len(told) == 1
+    assert "Hostname Verification" in told[0]["details"]
+    assert len(lines) >= 3
 
 
 def test_secrets_are_not_in_the_representation(authority: TestAuthority) -> None:
