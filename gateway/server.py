@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import resource
 import socket
 from functools import partial
 from pathlib import Path
@@ -46,6 +47,7 @@ class GatewayService:
     async def start(self) -> None:
         """Listen. Raises ListenError, KeysFileError."""
         settings = self._settings
+        _raise_file_limit()
         # Before anything else is done: a taken port is the likeliest mistake.
         listener = _bind(settings.listen, shared=settings.shared_listen)
         if listener.family != socket.AF_UNIX:
@@ -161,6 +163,12 @@ class _Server(uvicorn.Server):
         """Return when the calls that are now being answered have been; later ones are not waited for."""
         if tasks := set(self.server_state.tasks):
             await asyncio.wait(tasks)
+
+
+def _raise_file_limit() -> None:
+    """As many files as the system lets us open: its default of 1,024 is fewer than the connections we take."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _bind(listen: str, *, shared: bool) -> socket.socket:

@@ -165,11 +165,11 @@ def serve(
 async def _serve(options: ServeOptions) -> None:
     started = time.monotonic()
     _check_port(options.host, options.port)
+    if options.certs is not None:
+        security.put_in_force(read_identity(OPERATOR, *_identity_files(options.certs / OPERATOR)))
     # Downloading here, once, shows the hub's own progress and fails before anything has started.
     await asyncio.to_thread(resolve_model, options.model, weights=options.load_format == "auto")
     keys_file = keys.default_keys_file()
-    if options.certs is not None:
-        security.put_in_force(read_identity(OPERATOR, *_identity_files(options.certs / OPERATOR)))
     minted = "" if options.api_key else keys.mint_first(keys_file)
     with _socket_directory(options.sockets) as sockets:
         readiness = Readiness(f"unix:{sockets}/worker", _say_progress())

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import sys
@@ -36,6 +37,12 @@ class GatewayProcess:
     def stderr(self) -> str:
         """What it logged."""
         return (self.directory / "stderr").read_text()
+
+    def limits(self, title: str) -> list[str]:
+        """Soft and hard limit of the process."""
+        lines = Path(f"/proc/{self.process.pid}/limits").read_text().splitlines()
+        (line,) = (line for line in lines if line.startswith(title))
+        return line.removeprefix(title).split()[:2]
 
     @asynccontextmanager
     async def ready(self) -> AsyncIterator[httpx2.AsyncClient]:
@@ -130,6 +137,19 @@ async def test_taken_port_is_one_clear_line(tokenizer: FakeTokenizer, tmp_path: 
             lines = [line for line in running.stderr().splitlines() if not line.startswith("{")]
             assert lines == [f"gateway: cannot listen on 127.0.0.1:{port}: Address already in use"]
             assert running.stdout() == ""
+
+
+async def test_connections_are_not_bounded_by_the_soft_limit_of_open_files(
+    tokenizer: FakeTokenizer, tmp_path: Path
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+    try:
+        async with gateway_process(tokenizer, tmp_path) as running, running.ready():
+            of_gateway = running.limits("Max open files")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert of_gateway[0] == of_gateway[1] != "512"
 
 
 async def test_damaged_keys_file_is_one_clear_line(tokenizer: FakeTokenizer, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from quire.cli import app
 from quire.rpc.identity import dns_name, read_identity
 from quire.settings import SERVICES
+from tests.support.server import free_port
 
 
 def make(folder: Path, *options: str) -> str:
@@ -58,6 +59,15 @@ def test_again_it_renews_certificates_under_the_same_authority(tmp_path: Path) -
     make(tmp_path)
     assert (tmp_path / "ca.crt").read_bytes() == authority
     assert (tmp_path / "gateway" / "tls.crt").read_bytes() != old
+
+
+def test_a_server_told_of_a_folder_without_certificates_says_so_before_it_starts_anything(
+    tmp_path: Path,
+) -> None:
+    port = str(free_port())
+    result = CliRunner().invoke(app, ["serve", "--port", port, "--certs", str(tmp_path)])
+    assert result.exit_code == 1
+    assert result.stderr == f"quire: cannot read {tmp_path}/operator/tls.crt: No such file or directory\n"
 
 
 @pytest.mark.parametrize("obstacle", ["a file in the way", "a damaged authority"])
