@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from torch.profiler import profile
+import torch
+from torch.profiler import ProfilerActivity, profile
 
 from gpu_worker.step_loop import StepLoop
 
@@ -46,8 +47,11 @@ class StepProfiler:
 
 
 def _started() -> Any:
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
     # Accumulating is what keeps torch from warning that it does not.
-    profiler = profile(acc_events=True)
+    profiler = profile(activities=activities, acc_events=True)
     profiler.start()
     return profiler
 
