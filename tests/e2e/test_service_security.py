@@ -118,6 +118,19 @@ def is_healthy(address: str, identity: Path | None) -> bool:
     return checked.returncode == 0
 
 
+def documented_client_says(ports: dict[str, int], certs: Path) -> str:
+    """What the documented gRPC client prints, with the operator's certificates and the token."""
+    addresses = {"--tokenizer": "tokenizer_svc", "--scheduler": "scheduler_svc"}
+    flags = [part for flag, name in addresses.items() for part in (flag, f"127.0.0.1:{ports[name]}")]
+    command = [sys.executable, "docs/examples/grpc_client.py", *flags, "--certs", str(certs / "operator")]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "QUIRE_RPC_TOKEN": TOKEN}
+    ended = subprocess.run(
+        [*command, "--max-tokens", "6"], cwd=REPOSITORY, env=environment, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
 async def test_with_certificates_and_token_the_sdk_is_served_and_strangers_are_not(
     llama: Path, certs: Path, tmp_path: Path
 ) -> None:
@@ -134,6 +147,7 @@ async def test_with_certificates_and_token_the_sdk_is_served_and_strangers_are_n
             assert await status_of(service, address, with_token) is grpc.StatusCode.OK
         assert complete(url) == 8
         address = f"127.0.0.1:{ports['gpu_worker']}"
+        assert "[FINISH_REASON_LENGTH, 6 tokens]" in documented_client_says(ports, certs)
         assert is_healthy(address, certs / "gpu_worker")
         assert not is_healthy(address, None)
 

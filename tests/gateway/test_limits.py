@@ -146,6 +146,31 @@ async def test_of_a_hundred_megabytes_the_gateway_reads_a_part_and_closes(gatewa
     await assert_serves(gateway)
 
 
+HIDDEN = "GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + API_KEY + "\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        f"Content-Length: 5\r\nContent-Length: {5 + len(HIDDEN)}\r\n",
+        "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
+        "Transfer-Encoding: xchunked\r\n",
+        "Transfer-Encoding: chunked, identity\r\n",
+        "Content-Length: +5\r\n",
+        "Content-Length : 5\r\n",
+    ],
+)
+async def test_two_opinions_of_where_a_request_ends_hide_no_second_one(
+    gateway: RunningGateway, lengths: str
+) -> None:
+    async with connected(gateway) as client:
+        client.send(f"{HEAD}{lengths}\r\n0\r\n\r\n{HIDDEN}")
+        answer = await client.ends()
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert answer.count(b"HTTP/1.1 ") == 1
+
+
 @with_settings(max_header_bytes=2048)
 @pytest.mark.parametrize(
     "head",
