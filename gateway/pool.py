@@ -69,7 +69,9 @@ class TokenizerPool:
             if client.ready and model in (None, client.announcement.model.name)
         ]
         if not ready:
-            raise NotReady(f"the server is not ready: {self.readiness().reason}", retry_after_s=1.0)
+            raise NotReady(
+                f"the server is not ready: {self.readiness().reason}; try again", retry_after_s=1.0
+            )
         return min(ready, key=lambda client: client.num_live)
 
     def models(self) -> dict[str, types_pb2.ModelDescription]:
@@ -92,6 +94,8 @@ class TokenizerPool:
         if all(client.announcement.state == types_pb2.SERVICE_STATE_DRAINING for client in up):
             return Readiness(False, "the tokenizer service is draining", 1.0)
         progress = max(client.announcement.load_progress for client in up)
+        if progress == 0.0 and any(client.announcement.HasField("model") for client in up):
+            return Readiness(False, "no scheduler has a worker", progress)
         return Readiness(False, "the model is loading", progress)
 
     def num_ready(self) -> int:

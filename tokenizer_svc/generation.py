@@ -53,8 +53,7 @@ class Generation:
     @property
     def model(self) -> types_pb2.ModelDescription | None:
         """The served model, once the scheduler has said it."""
-        announcement = self._schedulers.announcement
-        return announcement.model if announcement.HasField("model") else None
+        return self._schedulers.model
 
     def use(self, tokenizer: TextTokenizer) -> None:
         """The tokenizer has loaded."""

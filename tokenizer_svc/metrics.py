@@ -10,7 +10,7 @@ requests_refused = Counter(
 )
 requests_resumed = Counter(
     "quire_tokenizer_requests_resumed",
-    "Requests submitted again after the scheduler was lost",
+    "Requests submitted after their scheduler was lost, or once there was one again",
     registry=REGISTRY,
 )
 requests_running = Gauge("quire_tokenizer_requests_running", "Requests in progress", registry=REGISTRY)

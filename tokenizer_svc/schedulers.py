@@ -3,12 +3,14 @@
 A new request goes to the ready scheduler with the fewest of this process's; it may send it on to the one whose
 replicas serve it best. A request whose scheduler is lost goes on at another, or at the same one when it is back,
 with its tokens so far; `resume_s` seconds after its first loss without a token since it ends with one retryable
-error.
+error. New requests wait as long, if none is ready but one was within the last `resume_s` seconds: a scheduler that
+is started again, or that loses its only worker for a moment, refuses nobody.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from math import inf
 
 import redis.asyncio as redis
 import structlog
@@ -16,7 +18,7 @@ import structlog
 from quire.errors import NotReady
 from quire.redis_client import RedisFailure
 from quire.registry import HEARTBEAT_S, members
-from quire.v1 import scheduler_pb2
+from quire.v1 import scheduler_pb2, types_pb2
 from tokenizer_svc import metrics
 from tokenizer_svc.live_request import LiveRequest
 from tokenizer_svc.scheduler_session import SchedulerSession
@@ -48,11 +50,20 @@ class Schedulers:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._homeless: dict[LiveRequest, asyncio.TimerHandle] = {}
         """Requests that no scheduler has, and when they are given up."""
+        self._missed_since: float | None = -inf
+        """When (monotonic seconds) the last one that was ready went; None while one is."""
+        self.model: types_pb2.ModelDescription | None = None
+        """The served model, as the latest scheduler that knew one said."""
 
     @property
     def num_ready(self) -> int:
         """Schedulers that would take a request."""
         return sum(session.ready for session in self._sessions.values())
+
+    @property
+    def takes_requests(self) -> bool:
+        """Whether a new request is served: now, or when the scheduler is back that was there a moment ago."""
+        return self._missed_since is None or time.monotonic() - self._missed_since < self._resume_s
 
     @property
     def announcement(self) -> scheduler_pb2.SchedulerAnnouncement:
@@ -84,12 +95,15 @@ class Schedulers:
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     def submit(self, live: LiveRequest) -> None:
-        """Send a new request. Raises NotReady when no scheduler would take it."""
+        """Send a new request, or keep it for a moment. Raises NotReady when no scheduler would take it."""
         session = self._best()
-        if session is None:
+        if session is not None:
+            session.submit(live, live.token_request)
+        elif self.takes_requests:
+            self._make_homeless(live)
+        else:
             is_connected = any(session.connected for session in self._sessions.values())
             raise NotReady(_NO_WORKER if is_connected else _AWAY, retry_after_s=1.0)
-        session.submit(live, live.token_request)
 
     def cancel(self, live: LiveRequest) -> None:
         """Stop a request; nothing happens if it is over."""
@@ -112,6 +126,14 @@ class Schedulers:
         """See `SessionEvents`."""
         self._rehouse_all()
         metrics.schedulers_ready.set(self.num_ready)
+        announcement = self.announcement
+        if announcement.HasField("model"):
+            self.model = announcement.model
+        if self.num_ready:
+            self._missed_since = None
+        elif self._missed_since is None:
+            self._missed_since = time.monotonic()
+            asyncio.get_running_loop().call_later(self._resume_s, self._on_announcement)
         self._on_announcement()
 
     def lost(self, live: LiveRequest, address: str) -> None:

@@ -97,7 +97,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
     def _state(self) -> types_pb2.ServiceState.ValueType:
         if self._generation.draining:
             return types_pb2.SERVICE_STATE_DRAINING
-        if self._generation.loaded and self._schedulers.num_ready:
+        if self._generation.loaded and self._schedulers.takes_requests:
             return types_pb2.SERVICE_STATE_READY
         return types_pb2.SERVICE_STATE_STARTING
 

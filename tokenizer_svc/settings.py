@@ -19,7 +19,7 @@ class TokenizerSettings(ServiceSettings):
     model: str = Field(description="checkpoint directory or hub id whose tokenizer and chat template to use")
     threads: int = Field(2, ge=1, le=64, description="threads for long prompts and chat templates")
     resume_s: float = Field(
-        30.0, ge=0, description="seconds that requests wait for a lost scheduler to come back"
+        30.0, ge=0, description="seconds that requests, new ones too, wait for a lost scheduler to come back"
     )
     max_prompt_chars: int = Field(
         8_000_000, ge=1, description="most characters of a prompt or a rendered chat"

@@ -118,7 +118,7 @@ def test_a_killed_worker_is_started_again_and_the_next_request_is_served(tmp_pat
 
     with running_server(checkpoint(), tmp_path) as server:
         os.kill(processes_of(tmp_path)["gpu_worker"], signal.SIGKILL)
-        # Until the worker is back, new requests get a 503 that the SDK tries again.
+        # Until the worker is back, new requests wait.
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key="sk-tests", max_retries=20) as client:
             completion = client.completions.create(model="tiny", prompt="one", max_tokens=3)
         assert completion.usage is not None

@@ -207,10 +207,12 @@ async def test_readiness_follows_the_tokenizer(gateway: RunningGateway) -> None:
         assert response.status_code == 503
         assert response.json() == {"status": "not ready", "reason": "the model is loading", "progress": 0.25}
     assert (await gateway.http.get("/health/live")).status_code == 200
+    gateway.tokenizer.announce(types_pb2.SERVICE_STATE_STARTING, 0.0)
+    await until(lambda: gateway.service.readiness().reason == "no scheduler has a worker")
     refused = await gateway.http.post("/v1/completions", json={"prompt": "Hi"})
     assert refused.status_code == 503
     assert int(refused.headers["Retry-After"]) >= 1
-    assert "loading" in refused.json()["error"]["message"]
+    assert refused.json()["error"]["message"].endswith("no scheduler has a worker; try again")
     gateway.tokenizer.announce(types_pb2.SERVICE_STATE_READY)
     await until(lambda: gateway.service.readiness().ready)
     assert (await gateway.http.get("/health/ready")).status_code == 200

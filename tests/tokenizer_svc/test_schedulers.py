@@ -44,16 +44,18 @@ async def front(
             await scheduler.stop()
 
 
+async def one(tmp_path: Path, name: str = "a") -> FakeScheduler:
+    """One that answers with two tokens and the end."""
+    scheduler = FakeScheduler(
+        f"unix:{tmp_path}/{name}", VOCAB_SIZE, lambda s: [tokens(s.handle, 5, 6, is_last=True)]
+    )
+    await scheduler.start()
+    return scheduler
+
+
 async def two(tmp_path: Path) -> tuple[FakeScheduler, FakeScheduler]:
-    """Two that answer with two tokens and the end; of equals the tokenizer asks the first by name."""
-    found = []
-    for name in "ab":
-        scheduler = FakeScheduler(
-            f"unix:{tmp_path}/{name}", VOCAB_SIZE, lambda s: [tokens(s.handle, 5, 6, is_last=True)]
-        )
-        await scheduler.start()
-        found.append(scheduler)
-    return found[0], found[1]
+    """Of equals the tokenizer asks the first by name."""
+    return await one(tmp_path, "a"), await one(tmp_path, "b")
 
 
 async def generate(service: TokenizerServicer, **fields: Any) -> list[int]:
@@ -172,6 +174,46 @@ async def test_when_all_refuse_there_is_one_clear_error(tmp_path: Path) -> None:
         with pytest.raises(grpc.aio.AioRpcError, match="did not come back in time") as caught:
             await generate(service)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_request_waits_for_the_only_scheduler_while_that_is_started_again(tmp_path: Path) -> None:
+    a = await one(tmp_path)
+    async with front(tmp_path, a) as service:
+        await ready(service, 1)
+        await a.stop()
+        await ready(service, 0)
+        answer = asyncio.create_task(generate(service))
+        await until(lambda: service._schedulers.num_live == 1)
+        again = await one(tmp_path)
+        assert await answer == [5, 6]
+        await again.stop()
+    assert [len(request.resumed) for request in again.submitted] == [0]
+
+
+async def test_when_the_only_scheduler_stays_away_requests_are_refused_at_once(tmp_path: Path) -> None:
+    a = await one(tmp_path)
+    async with front(tmp_path, a, resume_s=0.2) as service:
+        await ready(service, 1)
+        await a.stop()
+        await until(lambda: service._state() == types_pb2.SERVICE_STATE_STARTING)
+        with pytest.raises(grpc.aio.AioRpcError, match="the scheduler is away; try again") as caught:
+            await generate(service)
+        # What it serves is still known, to those who ask for the list of models.
+        assert service._announcement().model.vocab_size == VOCAB_SIZE
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_gateways_are_told_when_the_only_scheduler_has_been_away_for_too_long(tmp_path: Path) -> None:
+    a = await one(tmp_path)
+    async with front(tmp_path, a, resume_s=0.2) as service, open_channel(service.rpc.address) as channel:
+        await ready(service, 1)
+        states = [types_pb2.SERVICE_STATE_UNSPECIFIED]
+        session = tokenizer_pb2_grpc.TokenizerStub(channel).Session()
+        await a.stop()
+        while states[-1] != types_pb2.SERVICE_STATE_STARTING:
+            states.append((await session.read()).announcement.state)
+        session.cancel()
+    assert types_pb2.SERVICE_STATE_READY in states
 
 
 async def test_a_scheduler_that_registers_is_found_and_one_that_leaves_is_forgotten(
