@@ -102,7 +102,7 @@ def _timeline(options: argparse.Namespace) -> Report:
                 seconds=0.5 if tiny else 3.0,
                 worker={
                     "kv_cache_dtype": options.kv_cache_dtype,
-                    **(tiny_worker if tiny else {"profile_s": 0.6}),
+                    **(tiny_worker if tiny else {"profile_s": 0.4}),
                 },
                 out=options.out,
             )

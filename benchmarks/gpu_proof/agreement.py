@@ -26,6 +26,7 @@ from gpu_worker.settings import WorkerSettings
 FLOAT32_LARGEST = 1e-4
 """Of the chosen tokens' log-probabilities."""
 WAYS = ("at once", "in chunks", "cached prefix", "beside others")
+_STEP_TOKENS = 8192
 _MOST_BESIDE = 448
 """Tokens of a chunk beside others: all of them fit into one step."""
 
@@ -119,6 +120,7 @@ def _worker(options: AgreementOptions, dtype: str, rows: int) -> LoadedWorker:
         "device": options.device,
         "dtype": dtype,
         "max_rows": rows,
+        "max_step_tokens": _STEP_TOKENS,
         "kv_cache_memory": options.kv_cache_memory,
         "threads": 1,
     }

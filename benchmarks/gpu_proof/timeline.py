@@ -66,7 +66,7 @@ async def prove_timeline(options: TimelineOptions) -> Report:
     with tempfile.TemporaryDirectory(prefix="quire-proof-") as folder:
         worker = {"device": options.device, "profile_dir": folder, **options.worker}
         worker["max_model_len"] = options.prompt_len + options.output_len
-        async with running_services(options.model, worker, {}) as services:
+        async with running_services(options.model, worker, {"worker_hang_s": _LONGEST_WAIT_S}) as services:
             requests = _submit(services, options)
             await services.local.guard(_all_decode(requests))
             await asyncio.sleep(_SETTLE_S)
@@ -78,11 +78,8 @@ async def prove_timeline(options: TimelineOptions) -> Report:
             services.session.cancel_all()
             description = services.description
     trace = StepsTrace(events)
-    settings = asdict(options) | {
-        "out": str(options.out),
-        "kv_cache_dtype": _kv_dtype(description.capabilities),
-    }
-    return _report(settings, options, counted, trace, is_unfinished)
+    kv = "fp8" if "kv_fp8" in description.capabilities else "of the weights"
+    return report_timeline(options, counted, trace, is_unfinished=is_unfinished, kv=kv)
 
 
 def _submit(services: Services, options: TimelineOptions) -> list[Live]:
@@ -135,21 +132,15 @@ async def _trace_in(directory: Path) -> Path:
     return found[0]
 
 
-def _kv_dtype(capabilities: Any) -> str:
-    return "fp8" if "kv_fp8" in capabilities else "of the weights"
-
-
-def _report(
-    settings: dict[str, Any],
-    options: TimelineOptions,
-    counted: Undisturbed,
-    trace: StepsTrace,
-    is_unfinished: bool,
+def report_timeline(
+    options: TimelineOptions, counted: Undisturbed, trace: StepsTrace, *, is_unfinished: bool, kv: str
 ) -> Report:
-    name = f"timeline-{Path(options.model).name}" + ("-fp8" if settings["kv_cache_dtype"] == "fp8" else "")
+    """The report; trace and picture are saved beside where it goes."""
+    model = Path(options.model).name
+    name = f"timeline-{model}" + ("-fp8" if kv == "fp8" else "")
     row: dict[str, object] = {
-        "model": Path(options.model).name,
-        "KV": settings["kv_cache_dtype"],
+        "model": model,
+        "KV": kv,
         "rows": options.batch,
         "tokens/s": counted.tokens_per_s,
         "ms/step": counted.step_ms,
@@ -160,16 +151,23 @@ def _report(
     claims = {"every row decoded all the time": is_unfinished}
     details: dict[str, Any] = {"undisturbed": asdict(counted)}
     if options.device != "cpu":
+        claims["at least 20 steps were traced"] = len(trace.steps) >= 20
+        _save_trace(trace, options.out / name, title=f"{model}, {options.batch} rows")
+    if len(trace.steps) >= 2:
         gaps = trace.gaps()
         row |= {"gap p50 us": gaps.p50, "p99": gaps.p99, "max": gaps.most, "of the time": f"{gaps.share:.2%}"}
         claims[f"gaps between steps of at most {GAP_LIMIT_US:g} us"] = gaps.most <= GAP_LIMIT_US
         claims[f"99 % of the gaps at most {GAP_LIMIT_US:g} us"] = gaps.p99 <= GAP_LIMIT_US
-        claims["at least 20 steps were traced"] = len(trace.steps) >= 20
         details |= {"gaps": asdict(gaps), "gaps_us": [round(gap, 2) for gap in trace.gaps_us]}
-        options.out.mkdir(parents=True, exist_ok=True)
-        kept = trace.middle(_KEPT_STEPS)
-        packed = gzip.compress(json.dumps({"traceEvents": kept}).encode(), mtime=0)
-        (options.out / f"{name}.trace.json.gz").write_bytes(packed)
-        drawn = draw(trace, options.out / f"{name}.png", title=f"{row['model']}, {options.batch} rows")
-        say(f"drew {drawn}" if drawn else "no picture: that needs matplotlib")
+    settings = asdict(options) | {"model": model, "out": str(options.out)}
     return Report(name, settings, [row], claims, details)
+
+
+def _save_trace(trace: StepsTrace, stem: Path, *, title: str) -> None:
+    """All of it, some steps in the middle for a document, and a picture."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for ending, events in (("full", trace.events), ("steps", trace.middle(_KEPT_STEPS))):
+        packed = gzip.compress(json.dumps({"traceEvents": events}).encode(), mtime=0)
+        stem.with_name(f"{stem.name}-{ending}.json.gz").write_bytes(packed)
+    drawn = draw(trace, stem.with_name(f"{stem.name}.png"), title=title)
+    say(f"drew {drawn}" if drawn else "no picture: too few steps, or no matplotlib")
