@@ -91,8 +91,11 @@ class Tenants:
         self._latest_at = now
 
     def are_several(self, now: float) -> bool:
-        """Whether more than one tenant has work, or had asked for some a moment ago."""
-        return self._num_active > 1 or now - self._second_at < RECENTLY_S
+        """Whether more than one tenant has work, or asked for some a moment ago."""
+        if self._num_active > 1 or now - self._second_at < RECENTLY_S:
+            return True
+        is_anothers = self._latest is not None and not self._latest.num_active
+        return self._num_active == 1 and is_anothers and now - self._latest_at < RECENTLY_S
 
     def enter(self, tenant: Tenant) -> None:
         """One more of the tenant's sequences is active."""

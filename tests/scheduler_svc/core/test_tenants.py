@@ -42,3 +42,17 @@ def test_two_tenants_are_several_for_a_while() -> None:
     tenants.note_request(tenants.get("b"), 1.0)
     assert tenants.are_several(5.0)
     assert not tenants.are_several(60.0)
+
+
+def test_who_has_work_is_beside_who_asked_a_moment_ago_and_is_done() -> None:
+    tenants = Tenants()
+    flood, light = tenants.get("flood"), tenants.get("light")
+    tenants.note_request(flood, 0.0)
+    tenants.enter(flood)
+    for now in (30.0, 60.0):
+        assert not tenants.are_several(now - 1.0)
+        tenants.note_request(light, now)
+        tenants.enter(light)
+        tenants.leave(light)
+        assert tenants.are_several(now + 5.0)
+        assert not tenants.are_several(now + 15.0)
