@@ -155,13 +155,16 @@ def _decode_kernel(
     WINDOW: tl.constexpr, NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP_PAD: tl.constexpr,
     GROUP_BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr, ONE_BLOCK: tl.constexpr, STAGES: tl.constexpr, HAS_SCALES: tl.constexpr, AT_ONCE: tl.constexpr,
-    PDL: tl.constexpr,
+    EARLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     item = tl.program_id(0)
     head = tl.program_id(1)
     GROUP: tl.constexpr = NUM_HEADS // KV_HEADS
-    pdl.wait(PDL)
+    if not EARLY:
+        pdl.wait(PDL)
     row, start, end, first_item, num_items = read_item(items_ptr, item, tl.num_programs(0))
+    if EARLY:
+        pdl.wait(PDL)
     if start < end:
         seen_from = 0
         if WINDOW > 0:
@@ -206,10 +209,12 @@ def decode_attention(
     num_warps: int = 0,
     num_stages: int = 2,
     merged_per_thread: int = _MERGED_PER_THREAD,
+    reads_early: bool = False,
 ) -> None:
     """Attention of the first rows of a batch, those that `work` is of, into out [at least rows, heads, d].
 
-    A program holds num_stages - 1 tiles of keys and of values.
+    A program holds num_stages - 1 tiles of keys and of values. `reads_early`: the items before the kernel before is
+    done, which must not be the one that planned them.
     """
     options = launch_options(
         q, k_cache, work, scales, tile=tile, num_warps=num_warps, num_stages=num_stages,
@@ -221,7 +226,7 @@ def decode_attention(
         scale * LOG2_E, q.stride(0), block_tables.stride(0),
         k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
         v_cache.stride(0), v_cache.stride(1), v_cache.stride(2), *(scales or (q, q)),
-        WINDOW=window or 0, **options, **pdl.options(),
+        WINDOW=window or 0, EARLY=reads_early, **options, **pdl.options(),
     )  # fmt: skip
 
 
