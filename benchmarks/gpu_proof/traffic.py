@@ -24,6 +24,8 @@ from benchmarks.gpu_proof.services import Services, request_name, running_servic
 from benchmarks.gpu_proof.token_session import Output, token_request
 from scheduler_svc.core.validation import sequence_seed
 
+_STEP_TOKENS = 768
+"""So few that many prompts are computed in several chunks."""
 _JUDGED_AT_ONCE = 64
 _MOST_WAITING = 1024
 """Sequences that wait for their judgement before clients do, so that little is left to do at the end."""
@@ -171,6 +173,7 @@ async def prove_traffic(options: TrafficOptions) -> Report:
         "device": options.device,
         "dtype": "float32",
         "max_rows": options.rows,
+        "max_step_tokens": _STEP_TOKENS,
         "max_model_len": options.max_model_len,
         "kv_cache_memory": options.kv_cache_memory,
         "threads": 1,
