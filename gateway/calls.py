@@ -72,16 +72,17 @@ class CallMiddleware:
                 MutableHeaders(scope=message)["X-Request-Id"] = call.request_id
             await send(message)
 
-        try:
-            with structlog.contextvars.bound_contextvars(request_id=call.request_id):
+        ids = structlog.contextvars.bound_contextvars(request_id=call.request_id)
+        with ids, telemetry.in_trace(call.trace_context()):
+            try:
                 await self._app(scope, receive, send_named)
-        except Exception as error:
-            log.error("call failed", request_id=call.request_id, path=scope["path"], exc_info=error)
-            if status:
-                raise  # half a response cannot be mended: the connection is closed
-            await describe(error).response()(scope, receive, send_named)
-        finally:
-            _end(call, scope, status)
+            except Exception as error:
+                log.error("call failed", path=scope["path"], exc_info=error)
+                if status:
+                    raise  # half a response cannot be mended: the connection is closed
+                await describe(error).response()(scope, receive, send_named)
+            finally:
+                _end(call, scope, status)
 
 
 def _begin(scope: Scope) -> Call:

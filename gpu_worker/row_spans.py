@@ -59,6 +59,11 @@ class RowSpans:
         for failure in result.errors:
             self._end(failure.row)
 
+    def trace_of(self, row: int) -> types_pb2.TraceContext | None:
+        """What a row's request is traced as, if it is."""
+        traced = self._rows.get(row)
+        return traced.trace if traced is not None else None
+
     def clear(self) -> None:
         """Every row is removed."""
         for row in list(self._rows):

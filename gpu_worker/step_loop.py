@@ -18,6 +18,7 @@ from gpu_worker import metrics
 from gpu_worker.launched_step import LaunchedStep
 from gpu_worker.model_runner import ModelRunner
 from gpu_worker.row_spans import RowSpans
+from quire import telemetry
 from quire.errors import Internal, QuireError
 from quire.v1 import worker_pb2
 
@@ -213,6 +214,9 @@ class StepLoop:
             item.stream.is_over = True
             return _failed(command, error)
         self._spans.received(command, item.launched_ns)
+        for failure in result.errors:
+            with telemetry.in_trace(self._spans.trace_of(failure.row)):
+                log.error("a row failed", row=failure.row, problem=failure.error.message)
         self._spans.retired(result)
         self._tokens_computed += result.tokens_computed
         metrics.step_seconds.observe(result.step_s)

@@ -6,8 +6,10 @@ open-telemetry/semantic-conventions-genai), and vLLM's `gen_ai.latency.*`, which
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
+from opentelemetry import context as current
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -94,6 +96,20 @@ def start_span(
         carrier = {"traceparent": parent.traceparent, "tracestate": parent.tracestate}
         context = _propagator.extract(carrier, context)
     return _tracer.start_span(name, context, kind=kind, start_time=start_time_ns, attributes=attributes)
+
+
+@contextmanager
+def in_trace(request: types_pb2.TraceContext | None) -> Iterator[None]:
+    """Log lines inside carry the ids of the request's trace, whether or not this process records spans."""
+    if request is None or not request.traceparent:
+        yield
+        return
+    carrier = {"traceparent": request.traceparent, "tracestate": request.tracestate}
+    token = current.attach(_propagator.extract(carrier, Context()))
+    try:
+        yield
+    finally:
+        current.detach(token)
 
 
 def trace_context(span: trace.Span) -> types_pb2.TraceContext:

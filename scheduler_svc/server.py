@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import structlog
 
+from quire import telemetry
 from quire.errors import Internal, QuireError, from_proto
 from quire.packing import unpack_uint32
 from quire.redis_client import TIMEOUT_S, RedisFailure, open_redis
@@ -274,7 +275,8 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
                 error = problem
             else:
                 # The boundary of one request: whatever is wrong with it stays its own.
-                log.error("a request could not be taken", exc_info=problem)
+                with telemetry.in_trace(submit.request.trace):
+                    log.error("a request could not be taken", exc_info=problem)
                 error = Internal("the request could not be taken: an internal error, which was logged")
             self._count_refusal(submit.request, error)
             end = scheduler_pb2.SequenceEnd(

@@ -4,6 +4,7 @@ from typing import Protocol
 
 import structlog
 
+from quire import telemetry
 from quire.packing import unpack_int32, unpack_uint32
 from quire.rpc.channel import open_channel
 from quire.rpc.session import SessionClient
@@ -178,7 +179,8 @@ class SchedulerSession:
             self._forget(live)
 
     def _poisoned(self, live: LiveRequest, error: Exception) -> None:
-        log.error("a request's tokens could not be turned into text", exc_info=error)
+        with telemetry.in_trace(live.token_request.trace):
+            log.error("a request's tokens could not be turned into text", exc_info=error)
         handle = self._handles.get(live)
         problem = types_pb2.Error(
             code=types_pb2.ERROR_CODE_INTERNAL, message="the tokens could not be detokenized"

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import structlog
 
+from quire import telemetry
 from quire.errors import Internal, InvalidRequest, QuireError
 from quire.rpc.session import Outbox
 from quire.v1 import tokenizer_pb2, types_pb2
@@ -95,15 +96,16 @@ class GatewaySession:
         task.add_done_callback(lambda _: self._starting.pop(handle, None))
 
     async def _start(self, handle: int, request: tokenizer_pb2.TextRequest) -> None:
-        try:
-            self.adopt(handle, await self._generation.submit(request, self.new_delta(handle)))
-        except QuireError as error:
-            self._refuse(handle, error)
-        except Exception as error:  # a fault of ours costs this request, not the session
-            log.error("a request could not be prepared", exc_info=error)
-            self._refuse(
-                handle, Internal("the request could not be prepared: an internal error, which was logged")
-            )
+        with telemetry.in_trace(request.trace):
+            try:
+                self.adopt(handle, await self._generation.submit(request, self.new_delta(handle)))
+            except QuireError as error:
+                self._refuse(handle, error)
+            except Exception as error:  # a fault of ours costs this request, not the session
+                log.error("a request could not be prepared", exc_info=error)
+                self._refuse(
+                    handle, Internal("the request could not be prepared: an internal error, which was logged")
+                )
 
     def _refuse(self, handle: int, error: QuireError) -> None:
         delta = self._message.deltas.add(handle=handle, finish_reason=types_pb2.FINISH_REASON_ERROR)

@@ -21,6 +21,7 @@ from quire.errors import (
 from quire.v1 import tokenizer_pb2, types_pb2
 from tests.gateway.conftest import RunningGateway
 from tests.support.fake_tokenizer import Delta, last
+from tests.support.traced_logs import TRACE_ID, TRACEPARENT, traced_logs
 
 HELLO = [{"role": "user", "content": "Hi"}]
 Send = Callable[[Delta], None]
@@ -148,11 +149,16 @@ async def test_a_bug_of_ours_tells_nothing(gateway: RunningGateway, monkeypatch:
         raise RuntimeError("secret detail")
 
     monkeypatch.setattr("gateway.routes.chat.chat_request", broken)
-    response = await gateway.http.post("/v1/chat/completions", json={"messages": HELLO})
+    with traced_logs() as logs:
+        response = await gateway.http.post(
+            "/v1/chat/completions", json={"messages": HELLO}, headers={"traceparent": TRACEPARENT}
+        )
     assert response.status_code == 500
     assert response.json()["error"]["code"] == "internal_error"
     assert "secret" not in response.text
-    assert response.headers["X-Request-Id"]
+    (line,) = logs.entries
+    assert (line["event"], line["trace_id"]) == ("call failed", TRACE_ID)
+    assert line["request_id"] == response.headers["X-Request-Id"]
 
 
 BAD_CHATS: list[tuple[dict[str, Any], str]] = [

@@ -11,16 +11,20 @@ from typing import Any
 
 import grpc
 import pytest
+from opentelemetry import trace
 
 from gpu_worker import server as server_module
 from gpu_worker.launched_step import LaunchedStep
 from gpu_worker.server import LEASE_KEY, WorkerServicer
 from gpu_worker.settings import WorkerSettings
+from quire import telemetry
+from quire.errors import Internal
 from quire.packing import pack_int32, pack_uint32, unpack_int32
 from quire.rpc.channel import open_channel
 from quire.service import Shutdown
 from quire.v1 import types_pb2, worker_pb2, worker_pb2_grpc
 from tests.support.checkpoints import checkpoint
+from tests.support.traced_logs import TRACE_ID, TRACEPARENT, traced_logs
 from tests.support.transformers_reference import greedy_tokens
 from tests.support.worker_driver import greedy
 
@@ -149,9 +153,10 @@ async def test_a_newer_lease_takes_the_rows_and_an_older_one_gets_nothing(tmp_pa
 async def test_a_stream_opens_once_the_device_answers_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    goes_on, wait = threading.Event(), LaunchedStep.wait
+    hangs, goes_on, wait = threading.Event(), threading.Event(), LaunchedStep.wait
 
     def hang(step: LaunchedStep) -> worker_pb2.StepResult:
+        hangs.set()
         goes_on.wait()
         return wait(step)
 
@@ -160,6 +165,7 @@ async def test_a_stream_opens_once_the_device_answers_again(
         monkeypatch.setattr(LaunchedStep, "wait", hang)
         hanging = run(stub, 1)
         await hanging.write(first_command())
+        await asyncio.to_thread(hangs.wait)
         again = run(stub, 2)
         opened = asyncio.ensure_future(again.initial_metadata())
         # The process lives and answers; only the device does not.
@@ -169,6 +175,29 @@ async def test_a_stream_opens_once_the_device_answers_again(
         await opened
         await again.write(first_command(lease=2))
         assert (await anext(aiter(again))).step_id == 1
+
+
+async def test_a_row_that_fails_is_logged_with_the_trace_of_its_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = LaunchedStep.wait
+
+    def fail(step: LaunchedStep) -> worker_pb2.StepResult:
+        result = wait(step)
+        result.errors.add(row=0, epoch=1, error=Internal("the logits are no numbers").to_proto())
+        return result
+
+    monkeypatch.setattr(telemetry, "_tracer", trace.get_tracer("tests"))
+    monkeypatch.setattr(LaunchedStep, "wait", fail)
+    async with worker(tmp_path) as (stub, _):
+        await loaded(stub)
+        call, command = run(stub), first_command()
+        command.add_rows[0].trace.traceparent = TRACEPARENT
+        with traced_logs() as logs:
+            await call.write(command)
+            await anext(aiter(call))
+    (line,) = [entry for entry in logs.entries if entry["event"] == "a row failed"]
+    assert (line["row"], line["trace_id"]) == (0, TRACE_ID)
 
 
 @pytest.mark.parametrize("lease", ["", "-1", "1e3", "x" * 1000, str(2**64)])

@@ -17,6 +17,7 @@ from quire.service import Shutdown
 from quire.v1 import tokenizer_pb2, tokenizer_pb2_grpc, types_pb2
 from tests.support.checkpoints import VOCAB_SIZE, checkpoint
 from tests.support.fake_scheduler import FakeScheduler, redirect, tokens, unavailable
+from tests.support.traced_logs import TRACE_ID, TRACEPARENT, traced_logs
 from tests.support.until import until
 from tests.tokenizer_svc.test_server import made
 from tokenizer_svc import server as tokenizer_server
@@ -214,6 +215,34 @@ async def test_gateways_are_told_when_the_only_scheduler_has_been_away_for_too_l
             states.append((await session.read()).announcement.state)
         session.cancel()
     assert types_pb2.SERVICE_STATE_READY in states
+
+
+async def test_a_fault_of_ours_costs_one_request_and_its_log_line_names_the_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = await one(tmp_path)
+    async with front(tmp_path, a) as service, open_channel(service.rpc.address) as channel:
+        await ready(service, 1)
+
+        async def broken(*_: object) -> None:
+            raise RuntimeError("secret detail")
+
+        monkeypatch.setattr(service._generation, "submit", broken)
+        session = tokenizer_pb2_grpc.TokenizerStub(channel).Session()
+        trace = types_pb2.TraceContext(traceparent=TRACEPARENT)
+        submit = tokenizer_pb2.TokenizerSessionRequest.Submit(
+            handle=7, request=tokenizer_pb2.TextRequest(text="Hello", trace=trace)
+        )
+        with traced_logs() as logs:
+            await session.write(tokenizer_pb2.TokenizerSessionRequest(submit=submit))
+            while not (message := await session.read()).deltas:
+                pass
+        session.cancel()
+    (delta,) = message.deltas
+    assert (delta.handle, delta.error.code) == (7, types_pb2.ERROR_CODE_INTERNAL)
+    assert "secret" not in delta.error.message
+    (line,) = logs.entries
+    assert (line["event"], line["trace_id"]) == ("a request could not be prepared", TRACE_ID)
 
 
 async def test_a_scheduler_that_registers_is_found_and_one_that_leaves_is_forgotten(
