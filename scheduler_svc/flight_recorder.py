@@ -22,7 +22,7 @@ from scheduler_svc.core.limits import Limits
 from scheduler_svc.core.routing import Route, cheapest
 from scheduler_svc.core.scheduler import Scheduler
 
-FORMAT = 1
+FORMAT = 2
 # A call's tuple, names and numbers, beside its messages.
 _CALL_BYTES = 300
 # A block that is adopted: its hash and numbers.
@@ -134,6 +134,7 @@ class RecordedScheduler(Scheduler):
     attach = _recorded(Scheduler.attach)
     detach = _recorded(Scheduler.detach)
     drain = _recorded(Scheduler.drain)
+    keep = _recorded(Scheduler.keep)
     forget = _recorded(Scheduler.forget)
     add = _recorded(Scheduler.add)
     cancel = _recorded(Scheduler.cancel)

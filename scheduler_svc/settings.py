@@ -53,6 +53,11 @@ class SchedulerSettings(ServiceSettings):
         description="seconds without an answer after which a worker with commands is given up; twenty times its "
         "longest silence of late if that is more",
     )
+    worker_return_s: float = Field(
+        _DEFAULT.worker_return_s,
+        ge=0,
+        description="seconds that requests wait for another worker after the last one was lost, before they fail",
+    )
     itl_target_s: float = Field(
         _DEFAULT.itl_target_s,
         ge=0,
@@ -99,4 +104,5 @@ class SchedulerSettings(ServiceSettings):
             shared_step_s=self.shared_step_s,
             short_prompt_tokens=self.short_prompt_tokens,
             max_sequences_per_request=self.max_sequences_per_request,
+            worker_return_s=self.worker_return_s,
         )

@@ -58,6 +58,7 @@ class StepLoop:
         self._on_change = on_change
         self._on_fault = on_fault
         self._index = index
+        self._was_ready = False
         self._links: dict[str, WorkerLink] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._sinks: dict[int, BatchSink] = {}
@@ -75,7 +76,7 @@ class StepLoop:
     @property
     def ready(self) -> bool:
         """Whether a request would be served now."""
-        return any(replica.connected for replica in self.scheduler.replicas.values())
+        return self.scheduler.serves
 
     @property
     def model(self) -> types_pb2.ModelDescription | None:
@@ -193,6 +194,12 @@ class StepLoop:
             self.scheduler.drain(worker, time.monotonic())
             self._pump_soon()
 
+    def keep(self, worker: str) -> None:
+        """Give the worker sequences again."""
+        if worker in self.scheduler.replicas:
+            self.scheduler.keep(worker)
+            self._pump_soon()
+
     def is_connected(self, worker: str) -> bool:
         """Whether a worker's stream is open."""
         replica = self.scheduler.replicas.get(worker)
@@ -218,7 +225,8 @@ class StepLoop:
             self._on_fault(error)
         elif worker not in self._links and worker in self.scheduler.replicas:
             self.scheduler.forget(worker)
-            self._on_change()
+            metrics.describe(self.scheduler)
+            self._note_change()
             self._pump_soon()
 
     def _worker_opened(
@@ -231,7 +239,7 @@ class StepLoop:
         self.scheduler.attach(worker, description, lease_epoch, time.monotonic(), adopted)
         self._index.follow(self.scheduler.replicas[worker])
         metrics.describe(self.scheduler)
-        self._on_change()
+        self._note_change()
         self._pump_soon()
 
     def _worker_answered(self, worker: str, result: worker_pb2.StepResult) -> None:
@@ -244,8 +252,12 @@ class StepLoop:
 
     def _worker_closed(self, worker: str) -> None:
         self.scheduler.detach(worker, time.monotonic())
-        self._on_change()
+        self._note_change()
         self._pump_soon()
+
+    def _note_change(self) -> None:
+        self._was_ready = self.ready
+        self._on_change()
 
     # -- what follows from events
 
@@ -268,6 +280,9 @@ class StepLoop:
         scheduler.expire(now)
         for worker, replica in scheduler.replicas.items():
             self._feed(worker, replica, now)
+        if self.ready != self._was_ready:
+            # The last worker has begun to leave, or stays after all.
+            self._note_change()
         for client, batch in scheduler.take_updates().items():
             sink = self._sinks.get(client)
             if sink is not None:

@@ -1,5 +1,6 @@
 """The session with one scheduler: submits requests, hands its batches out, and says whom it lost."""
 
+import time
 from typing import Protocol
 
 import structlog
@@ -29,6 +30,9 @@ class SessionEvents(Protocol):
     def lost(self, live: LiveRequest, address: str) -> None:
         """This request is no longer the scheduler's at `address`; its tokens so far are kept."""
 
+    def returned(self, live: LiveRequest, address: str, error: types_pb2.Error) -> None:
+        """The scheduler at `address` does not go on with this request, for a reason that is its own."""
+
     def redirected(self, live: LiveRequest, address: str) -> None:
         """The scheduler says that another one serves this request better."""
 
@@ -39,6 +43,8 @@ class SchedulerSession:
     def __init__(self, address: str, events: SessionEvents) -> None:
         self.address = address
         self.announcement = scheduler_pb2.SchedulerAnnouncement()
+        self.stranded_since: float | None = None
+        """When (monotonic seconds) the scheduler said that it has no worker; None while it has, or is away."""
         self._channel = open_channel(address)
         self._stub: scheduler_pb2_grpc.SchedulerAsyncStub = scheduler_pb2_grpc.SchedulerStub(self._channel)
         self._session: SessionClient[_SessionRequest, scheduler_pb2.SchedulerSessionResponse] = SessionClient(
@@ -86,6 +92,14 @@ class SchedulerSession:
                 finish = _SessionRequest.Finish(handle=handle, sequence=text.index)
                 self._session.send(_SessionRequest(finish=finish))
 
+    def take_back(self) -> list[LiveRequest]:
+        """Take every request off the scheduler; returns those that have to go on elsewhere."""
+        taken = list(self._live.values())
+        for live in taken:
+            self.cancel(live)
+            live.end_stopped()
+        return [live for live in taken if not live.is_over]
+
     def cancel(self, live: LiveRequest) -> bool:
         """Stop a request; false if it is not here."""
         handle = self._forget(live)
@@ -98,6 +112,8 @@ class SchedulerSession:
     def _receive(self, message: scheduler_pb2.SchedulerSessionResponse) -> None:
         if message.HasField("announcement"):
             self.announcement = message.announcement
+            is_stranded = message.announcement.state == types_pb2.SERVICE_STATE_STARTING
+            self.stranded_since = (self.stranded_since or time.monotonic()) if is_stranded else None
             self._events.announced()
         if message.HasField("batch"):
             self._take_batch(message.batch)
@@ -159,10 +175,11 @@ class SchedulerSession:
         if live is None:
             return
         try:
-            if end.error.code == types_pb2.ERROR_CODE_UNAVAILABLE:
-                # It is leaving, or has no worker: another may have, or the same one later.
+            if _is_passing(end.error, live):
                 self.cancel(live)
-                self._lose(live)
+                live.end_stopped()
+                if not live.is_over:
+                    self._events.returned(live, self.address, end.error)
                 return
             if end.finish_reason == types_pb2.FINISH_REASON_ERROR:
                 live.fail(end.error)
@@ -192,22 +209,28 @@ class SchedulerSession:
 
     def _disconnected(self) -> None:
         self.announcement = scheduler_pb2.SchedulerAnnouncement()
+        self.stranded_since = None
         lost = list(self._live.values())
         self._live.clear()
         self._handles.clear()
         if lost:
             log.warning("a scheduler is away", address=self.address, requests=len(lost))
         for live in lost:
-            self._lose(live)
+            live.end_stopped()
+            if not live.is_over:
+                self._events.lost(live, self.address)
         self._events.announced()
-
-    def _lose(self, live: LiveRequest) -> None:
-        live.end_stopped()
-        if not live.is_over:
-            self._events.lost(live, self.address)
 
     def _forget(self, live: LiveRequest) -> int | None:
         handle = self._handles.pop(live, None)
         if handle is not None:
             del self._live[handle]
         return handle
+
+
+def _is_passing(error: types_pb2.Error, live: LiveRequest) -> bool:
+    """Whether another scheduler may go on with the request, or the same one later."""
+    if error.code == types_pb2.ERROR_CODE_RESOURCE_EXHAUSTED:
+        # It was let in once, and its stream has begun.
+        return any(text.token_ids for text in live.sequences)
+    return error.code == types_pb2.ERROR_CODE_UNAVAILABLE

@@ -3,8 +3,9 @@
 A new request goes to the ready scheduler with the fewest of this process's; it may send it on to the one whose
 replicas serve it best. A request whose scheduler is lost goes on at another, or at the same one when it is back,
 with its tokens so far; `resume_s` seconds after its first loss without a token since it ends with one retryable
-error. New requests wait as long, if none is ready but one was within the last `resume_s` seconds: a scheduler that
-is started again, or that loses its only worker for a moment, refuses nobody.
+error. A scheduler that has lost its last worker holds its requests until one is back; if there is another that has
+workers, they go on there. New requests wait as long as `resume_s`, if none is ready but one was within the last so
+many seconds: a scheduler that is started again, or that loses its only worker for a moment, refuses nobody.
 """
 
 import asyncio
@@ -27,6 +28,9 @@ log = structlog.get_logger()
 
 _AWAY = "the scheduler is away; try again"
 _NO_WORKER = "no worker is ready; try again"
+# A broken stream between scheduler and worker opens again after 0.05 s, 0.1 s and 0.2 s, and its requests find their
+# caches; elsewhere they are computed again.
+STRANDED_S = 0.5
 
 
 class Schedulers:
@@ -88,6 +92,7 @@ class Schedulers:
                 if self._registry is not None:
                     await self._look_around(self._registry)
                 self._rehouse_all()
+                self._move_stranded()
                 await asyncio.sleep(HEARTBEAT_S)
         finally:
             for task in self._tasks.values():
@@ -125,6 +130,7 @@ class Schedulers:
     def announced(self) -> None:
         """See `SessionEvents`."""
         self._rehouse_all()
+        self._move_stranded()
         metrics.schedulers_ready.set(self.num_ready)
         announcement = self.announcement
         if announcement.HasField("model"):
@@ -144,6 +150,14 @@ class Schedulers:
         if is_first_loss:
             self._rehouse(live, but=address)
         self._on_batch()
+
+    def returned(self, live: LiveRequest, address: str, error: types_pb2.Error) -> None:
+        """See `SessionEvents`."""
+        if self._sessions[address].stranded_since is not None and self._best() is None:
+            # It has held the request for as long as it would, and nobody else is there.
+            live.fail(error)
+        else:
+            self.lost(live, address)
 
     def redirected(self, live: LiveRequest, address: str) -> None:
         """See `SessionEvents`."""
@@ -179,6 +193,20 @@ class Schedulers:
         self._homeless.pop(live).cancel()
         session.submit(live, live.resumed_request())
         metrics.requests_resumed.inc()
+
+    def _move_stranded(self) -> None:
+        """Take requests from schedulers without a worker to those that have some."""
+        for session in self._sessions.values():
+            since = session.stranded_since
+            if since is None or not session.num_live or time.monotonic() - since < STRANDED_S:
+                continue
+            if self._best() is None:
+                return
+            log.warning("a scheduler has no worker", address=session.address, requests=session.num_live)
+            for live in session.take_back():
+                self._make_homeless(live)
+                self._rehouse(live)
+            self._on_batch()
 
     def _give_up(self, live: LiveRequest) -> None:
         del self._homeless[live]

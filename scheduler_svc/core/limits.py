@@ -27,3 +27,5 @@ class Limits:
     """Prompts with at most so many positions to compute are not held up by longer ones ahead of them."""
     max_sequences_per_request: int = 64
     """Largest `n`."""
+    worker_return_s: float = 30.0
+    """Seconds that requests wait for a worker after the last one was lost."""

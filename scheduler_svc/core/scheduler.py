@@ -32,6 +32,9 @@ from scheduler_svc.core.tenants import Tenant, Tenants
 from scheduler_svc.core.token_batch import merge
 from scheduler_svc.core.validation import Abilities, check_policy
 
+# A worker takes seconds to load.
+_RETRY_S = 5.0
+
 
 class Ending(NamedTuple):
     """A sequence that ended, for metrics and traces."""
@@ -54,6 +57,10 @@ class StepStats:
     """How many tokens each interval stands for, [m]."""
 
 
+def _no_worker() -> NotReady:
+    return NotReady("the last worker was lost and none came in time; try again", retry_after_s=_RETRY_S)
+
+
 class Scheduler:
     """Holds every request and every replica."""
 
@@ -67,6 +74,8 @@ class Scheduler:
         self._placement = Placement(self.queue, self.replicas, limits, route)
         self._requests: dict[int, dict[int, Request]] = {}
         self._deadlines = Deadlines()
+        self._alone_since = inf
+        """When the last worker was lost, in seconds; inf while one is connected, or has yet to come."""
         self._num_arrived = 0
         self._mean_output = 0.0
         """Smoothed number of tokens that sequences generate."""
@@ -111,21 +120,45 @@ class Scheduler:
         for tenant in self.tenants:
             replica.set_policy(tenant)
         self.abilities = Abilities.of(description, (other.description for other in self.replicas.values()))
+        self._alone_since = inf
+        for other in self.replicas.values():
+            if other.draining:
+                self._move_off(other, now)
 
     def detach(self, name: str, now: float) -> None:
         """A worker's stream has broken: its sequences wait again, with their tokens so far."""
         replica = self.replicas[name]
         replica.disconnect()
         self._settle_released(replica, now)
+        if not any(other.connected for other in self.replicas.values()):
+            self._alone_since = now
 
     def drain(self, name: str, now: float) -> None:
-        """A worker is leaving: its sequences move to the others, with their tokens so far."""
+        """A worker is leaving: it gets no more sequences, and its own move, with their tokens so far.
+
+        Those that no other could take now run on, to their end or the worker's, or until another comes.
+        """
         replica = self.replicas[name]
-        if replica.draining:
-            return
-        replica.draining = True
+        if not replica.draining:
+            replica.draining = True
+            self._move_off(replica, now)
+
+    def keep(self, name: str) -> None:
+        """A worker that was about to leave stays."""
+        self.replicas[name].draining = False
+
+    @property
+    def serves(self) -> bool:
+        """Whether a request would get a row: some worker is connected and stays."""
+        return any(self._serving())
+
+    def _serving(self) -> Iterator[Replica]:
+        return (replica for replica in self.replicas.values() if replica.connected and not replica.draining)
+
+    def _move_off(self, replica: Replica, now: float) -> None:
         for sequence in list(replica.running()):
-            replica.preempt(sequence)
+            if any(other.fits(sequence) for other in self._serving()):
+                replica.preempt(sequence)
         self._settle_released(replica, now)
 
     def forget(self, name: str) -> None:
@@ -153,6 +186,8 @@ class Scheduler:
         """
         if self.abilities is None:
             raise NotReady("no worker has been connected yet")
+        if self._given_up_at <= now:
+            raise _no_worker()
         if handle in self._requests.get(client, ()):
             self.cancel(client, handle, now)
             raise InvalidRequest(f"handle {handle} is in use")
@@ -199,7 +234,7 @@ class Scheduler:
             0, 0, asked, Tenant(asked.tenant, 0), 0, 0.0, self._num_arrived, self.abilities, self._limits
         )
         sequence = request.sequences[0]
-        connected = [r for r in self.replicas.values() if r.connected and not r.draining]
+        connected = list(self._serving())
         waiting = self.queue.num_tokens // max(1, len(connected))
         offers = []
         for replica in connected:
@@ -240,7 +275,12 @@ class Scheduler:
 
     def next_deadline(self) -> float:
         """Time at which `expire` should be called even if nothing happens; inf if never."""
-        return self._deadlines.next()
+        return min(self._deadlines.next(), self._given_up_at if len(self.queue) else inf)
+
+    @property
+    def _given_up_at(self) -> float:
+        """When nobody waits any longer for a worker to come back."""
+        return self._alone_since + self._limits.worker_return_s
 
     def _give_up(self, request: Request, reason: LeaveReason, now: float) -> None:
         """Stop every sequence that has not ended. One that holds a row ends when the row is released."""
@@ -263,9 +303,13 @@ class Scheduler:
             sequence.leave_reason = reason
 
     def expire(self, now: float) -> None:
-        """End the requests whose deadline has passed."""
+        """End the requests whose deadline has passed, and all if no worker has come back in time."""
         for request in self._deadlines.due(now):
             self._give_up(request, LeaveReason.EXPIRED, now)
+        if self._given_up_at <= now:
+            for sequence in self.queue.in_order():
+                self.queue.remove(sequence)
+                self._end(sequence, types_pb2.FINISH_REASON_ERROR, now, _no_worker().to_proto())
 
     # -- steps
 

@@ -6,10 +6,13 @@ import signal
 import grpc
 import pytest
 
-from quire.errors import DeadlineExceeded, from_rpc_error
+from benchmarks.instant_worker import InstantWorker, InstantWorkerSettings
+from quire.errors import DeadlineExceeded, NotReady, from_rpc_error
 from quire.packing import unpack_int32
+from quire.service import Shutdown
 from quire.v1 import types_pb2
 from tests.scheduler_svc.conftest import (
+    VOCAB,
     Service,
     Sockets,
     expected,
@@ -20,6 +23,9 @@ from tests.scheduler_svc.conftest import (
     token_request,
     worker_process,
 )
+from tests.scheduler_svc.test_ledger import audited
+from tests.scheduler_svc.test_ledger import totals as account
+from tests.support.redis_server import RedisServer
 
 pytestmark = pytest.mark.fault
 
@@ -116,6 +122,61 @@ async def test_requests_wait_for_a_worker_until_their_deadline(sockets: Sockets)
         assert isinstance(from_rpc_error(caught.value), DeadlineExceeded)
         async with running_worker(sockets("worker")):
             assert await patient == expected([1], 5)
+
+
+async def test_requests_end_with_an_error_to_try_again_if_no_worker_comes_back(
+    sockets: Sockets, redis_server: RedisServer
+) -> None:
+    settings = {"max_decode_steps": 1, "worker_return_s": 0.3, "redis_url": redis_server.url}
+    async with running_scheduler(sockets("scheduler"), sockets("worker"), **settings) as service:
+        begun = asyncio.Event()
+        with worker_process(sockets("worker"), **_SLOW) as process:
+            await service.until_state(types_pb2.SERVICE_STATE_READY)
+            streams = [asyncio.create_task(_run_one(service, number, begun)) for number in range(4)]
+            await begun.wait()
+            process.send_signal(signal.SIGKILL)
+        for outcome in await asyncio.gather(*streams, return_exceptions=True):
+            assert isinstance(outcome, grpc.aio.AioRpcError)
+            error = from_rpc_error(outcome)
+            assert isinstance(error, NotReady)
+            assert error.retry_after_s
+        with pytest.raises(grpc.aio.AioRpcError, match="try again"):
+            await generate(service, token_request([1], 5))
+        await service.servicer._settlement.flush()
+        found = await account(service.servicer._redis)
+        assert found["computed_tokens"] == await audited(service.servicer._redis) > 0
+        assert (found["requests"], found["errors"], found["refusals"]) == (4, 4, 1)
+        async with running_worker(sockets("worker")):
+            await service.until_state(types_pb2.SERVICE_STATE_READY)
+            assert await generate(service, token_request([1], 5)) == expected([1], 5)
+
+
+async def _run_one(service: Service, number: int, begun: asyncio.Event) -> None:
+    """A long stream; `begun` is set with its first tokens."""
+    async for _ in service.stub.Generate(token_request([number, 3, 5], 400, request_id=f"r{number}")):
+        begun.set()
+
+
+async def test_the_last_worker_finishes_what_it_has_when_it_leaves(sockets: Sockets) -> None:
+    shutdown = Shutdown()
+    settings = InstantWorkerSettings(listen=sockets("worker"), vocab_size=VOCAB, step_us=1000)
+    leaving = InstantWorker(settings, shutdown)
+    await leaving.start()
+    async with running_scheduler(sockets("scheduler"), sockets("worker"), max_decode_steps=1) as service:
+        await service.until_state(types_pb2.SERVICE_STATE_READY)
+        begun = asyncio.Event()
+        streams = asyncio.create_task(_run_all(service, begun))
+        await begun.wait()
+        draining = asyncio.create_task(leaving.drain())
+        # New requests are for others, and wait here for another worker.
+        await service.until_state(types_pb2.SERVICE_STATE_STARTING)
+        waiting = asyncio.create_task(generate(service, token_request([1], 5)))
+        assert await streams == [expected(prompt, 150) for prompt in PROMPTS]
+        await draining
+        await leaving.stop()
+        assert not waiting.done()
+        async with running_worker(sockets("worker")):
+            assert await waiting == expected([1], 5)
 
 
 async def test_a_worker_of_another_model_is_refused_while_requests_live(sockets: Sockets) -> None:

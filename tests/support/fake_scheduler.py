@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from quire.packing import pack_int32, pack_uint32
 from quire.rpc.server import RpcServer
 from quire.v1 import scheduler_pb2, scheduler_pb2_grpc, types_pb2
+from tests.support.checkpoints import VOCAB_SIZE
 
 Response = scheduler_pb2.SchedulerSessionResponse
 Submit = scheduler_pb2.SchedulerSessionRequest.Submit
@@ -34,6 +35,23 @@ def unavailable(handle: int) -> Response:
     return Response(batch=batch)
 
 
+def refused(handle: int) -> Response:
+    """A refusal because of too much work."""
+    error = types_pb2.Error(code=types_pb2.ERROR_CODE_RESOURCE_EXHAUSTED, message="full", retry_after_s=1.0)
+    batch = scheduler_pb2.TokenBatch()
+    batch.ends.add(handle=handle, finish_reason=types_pb2.FINISH_REASON_ERROR, error=error)
+    return Response(batch=batch)
+
+
+def announcement(*, has_worker: bool) -> Response:
+    """Whether it has a worker, from now on."""
+    state = types_pb2.SERVICE_STATE_READY if has_worker else types_pb2.SERVICE_STATE_STARTING
+    model = types_pb2.ModelDescription(name="m", vocab_size=VOCAB_SIZE, max_model_len=512)
+    return Response(
+        announcement=scheduler_pb2.SchedulerAnnouncement(state=state, model=model, scheduler_epoch=1)
+    )
+
+
 def redirect(handle: int, address: str) -> Response:
     """Another one serves it better."""
     return Response(redirects=[Response.Redirect(handle=handle, address=address)])
@@ -42,12 +60,12 @@ def redirect(handle: int, address: str) -> Response:
 class FakeScheduler(scheduler_pb2_grpc.SchedulerServicer):
     """READY from the start; remembers what was submitted."""
 
-    def __init__(self, listen: str, vocab_size: int, script: Script) -> None:
+    def __init__(self, listen: str, script: Script) -> None:
         self.rpc = RpcServer(listen)
         scheduler_pb2_grpc.add_SchedulerServicer_to_server(self, self.rpc.server)
-        self._vocab_size = vocab_size
         self.script = script
         self.submitted: list[scheduler_pb2.TokenRequest] = []
+        self.received: list[scheduler_pb2.SchedulerSessionRequest] = []
 
     @property
     def address(self) -> str:
@@ -66,12 +84,9 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServicer):
         self, request_iterator: AsyncIterator[scheduler_pb2.SchedulerSessionRequest], context: object
     ) -> AsyncIterator[Response]:
         """One tokenizer process."""
-        model = types_pb2.ModelDescription(name="m", vocab_size=self._vocab_size, max_model_len=512)
-        announcement = scheduler_pb2.SchedulerAnnouncement(
-            state=types_pb2.SERVICE_STATE_READY, model=model, scheduler_epoch=1
-        )
-        yield Response(announcement=announcement)
+        yield announcement(has_worker=True)
         async for request in request_iterator:
+            self.received.append(request)
             if request.HasField("submit"):
                 self.submitted.append(request.submit.request)
                 for response in self.script(request.submit):

@@ -10,16 +10,24 @@ import grpc
 import pytest
 
 from quire import redis_client
-from quire.packing import unpack_int32
+from quire.packing import pack_int32, pack_uint32, unpack_int32
 from quire.registry import Registration
 from quire.rpc.channel import open_channel
 from quire.service import Shutdown
-from quire.v1 import tokenizer_pb2, tokenizer_pb2_grpc, types_pb2
+from quire.v1 import scheduler_pb2, tokenizer_pb2, tokenizer_pb2_grpc, types_pb2
 from tests.support.checkpoints import VOCAB_SIZE, checkpoint
-from tests.support.fake_scheduler import FakeScheduler, redirect, tokens, unavailable
+from tests.support.fake_scheduler import (
+    FakeScheduler,
+    announcement,
+    redirect,
+    refused,
+    tokens,
+    unavailable,
+)
 from tests.support.traced_logs import TRACE_ID, TRACEPARENT, traced_logs
 from tests.support.until import until
 from tests.tokenizer_svc.test_server import made
+from tokenizer_svc import schedulers
 from tokenizer_svc import server as tokenizer_server
 from tokenizer_svc.server import TokenizerServicer
 from tokenizer_svc.settings import TokenizerSettings
@@ -47,9 +55,7 @@ async def front(
 
 async def one(tmp_path: Path, name: str = "a") -> FakeScheduler:
     """One that answers with two tokens and the end."""
-    scheduler = FakeScheduler(
-        f"unix:{tmp_path}/{name}", VOCAB_SIZE, lambda s: [tokens(s.handle, 5, 6, is_last=True)]
-    )
+    scheduler = FakeScheduler(f"unix:{tmp_path}/{name}", lambda s: [tokens(s.handle, 5, 6, is_last=True)])
     await scheduler.start()
     return scheduler
 
@@ -263,3 +269,105 @@ async def test_a_scheduler_that_registers_is_found_and_one_that_leaves_is_forgot
         assert await generate(service) == [5, 6]
         await b.stop()
     assert (len(a.submitted), len(b.submitted)) == (1, 1)
+
+
+@pytest.fixture
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests leave a scheduler without a worker at once."""
+    monkeypatch.setattr(schedulers, "STRANDED_S", 0.0)
+
+
+def resumed(request: scheduler_pb2.TokenRequest) -> dict[int, list[int]]:
+    return {part.sequence: unpack_int32(part.token_ids).tolist() for part in request.resumed}
+
+
+@pytest.mark.usefixtures("no_patience")
+async def test_a_request_leaves_a_scheduler_without_a_worker_for_one_that_has_some(tmp_path: Path) -> None:
+    a, b = await two(tmp_path)
+    a.script = lambda s: [tokens(s.handle, 3, 4), announcement(has_worker=False)]
+    async with front(tmp_path, a, b) as service:
+        await ready(service, 2)
+        assert await generate(service) == [3, 4, 5, 6]
+        await until(lambda: a.received[-1].HasField("cancel"))
+    assert resumed(b.submitted[0]) == {0: [3, 4]}
+    assert not b.submitted[0].redirected, "it may be sent on to where its prefix is"
+
+
+async def test_a_request_stays_if_a_worker_is_back_in_a_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedulers, "STRANDED_S", 3600.0)
+    a, b = await two(tmp_path)
+    a.script = lambda s: [
+        tokens(s.handle, 3, 4),
+        announcement(has_worker=False),
+        announcement(has_worker=True),
+        tokens(s.handle, 5, 6, is_last=True),
+    ]
+    async with front(tmp_path, a, b) as service:
+        await ready(service, 2)
+        assert await generate(service) == [3, 4, 5, 6]
+    assert not b.submitted
+
+
+@pytest.mark.usefixtures("no_patience")
+async def test_a_sequence_that_had_ended_is_not_generated_again_elsewhere(tmp_path: Path) -> None:
+    def of_two(submit: Any, *, is_second: bool) -> scheduler_pb2.SchedulerSessionResponse:
+        """A token of each sequence and the first one's end; or the second one's last."""
+        sequences = [1] if is_second else [0, 1]
+        batch = scheduler_pb2.TokenBatch(
+            handles=pack_uint32([submit.handle] * len(sequences)),
+            sequences=pack_uint32(sequences),
+            token_ids=pack_int32([5 + sequence + 2 * is_second for sequence in sequences]),
+        )
+        reason = types_pb2.FINISH_REASON_LENGTH
+        batch.ends.add(handle=submit.handle, sequence=int(is_second), finish_reason=reason)
+        return scheduler_pb2.SchedulerSessionResponse(batch=batch)
+
+    a, b = await two(tmp_path)
+    a.script = lambda s: [of_two(s, is_second=False), announcement(has_worker=False)]
+    b.script = lambda s: [of_two(s, is_second=True)]
+    async with front(tmp_path, a, b) as service:
+        await ready(service, 2)
+        assert sorted(await generate(service, n=2)) == [5, 6, 8]
+        await until(lambda: b.received[-1].HasField("finish"))
+    assert resumed(b.submitted[0]) == {0: [5], 1: [6]}
+    assert b.received[-1].finish.sequence == 0
+
+
+async def test_when_no_worker_came_back_in_time_the_only_scheduler_s_error_is_the_answer(
+    tmp_path: Path,
+) -> None:
+    a = await one(tmp_path)
+    a.script = lambda s: [announcement(has_worker=False), unavailable(s.handle)]
+    async with front(tmp_path, a, resume_s=3600.0) as service:
+        await ready(service, 1)
+        with pytest.raises(grpc.aio.AioRpcError, match="try again") as caught:
+            await generate(service)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.usefixtures("no_patience")
+async def test_who_has_tokens_is_not_lost_to_a_full_queue(tmp_path: Path) -> None:
+    a, b = await two(tmp_path)
+    a.script = lambda s: [tokens(s.handle, 3, 4), announcement(has_worker=False)]
+
+    def full_at_first(submit: Any) -> Any:
+        b.script = lambda s: [tokens(s.handle, 5, 6, is_last=True)]
+        return [refused(submit.handle)]
+
+    b.script = full_at_first
+    async with front(tmp_path, a, b) as service:
+        await ready(service, 2)
+        assert await generate(service) == [3, 4, 5, 6]
+    assert len(b.submitted) == 2
+
+
+async def test_a_full_queue_refuses_who_has_nothing_yet(tmp_path: Path) -> None:
+    a, b = await two(tmp_path)
+    a.script = b.script = lambda s: [refused(s.handle)]
+    async with front(tmp_path, a, b, resume_s=3600.0) as service:
+        await ready(service, 2)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await generate(service)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

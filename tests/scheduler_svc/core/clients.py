@@ -73,6 +73,10 @@ class Asked:
             assert end.usage.completion_tokens == len(self.tokens[end.sequence])
             assert end.usage.prompt_tokens == len(self.prompt)
             _check_ledger(end.usage, exact=not self.is_resumed and end.sequence not in self.finished)
+        elif end.error.code == types_pb2.ERROR_CODE_UNAVAILABLE:
+            # No worker came in time: another scheduler may have one.
+            del self.ends[end.sequence]
+            self.home = ""
         else:
             assert end.error.code == types_pb2.ERROR_CODE_DEADLINE_EXCEEDED
             assert self.deadline is not None

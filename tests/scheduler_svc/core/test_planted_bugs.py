@@ -170,7 +170,7 @@ def floor_unreserved(patch: pytest.MonkeyPatch) -> None:
         ),
         (free_at_removal, "before its removal has retired|before their removal has retired"),
         (commit_early, "hold another prefix"),
-        (double_free, "reference counts differ|freed twice"),
+        (double_free, "reference counts differ|freed twice|before their removal has retired"),
         (stale_epoch_accepted, "hold another prefix"),
         (hash_without_parent, "hold another prefix|names a block twice|occurs twice in the table"),
         (lost_cancel, "after a cancel"),

@@ -36,6 +36,7 @@ class World:
             pipeline_depth=pipeline_depth,
             max_decode_steps=max_decode_steps,
             decode_burst_s=1.0,
+            worker_return_s=2.0,
         )
         self._sizes = {"num_blocks": num_blocks, "max_rows": max_rows}
         self._epoch = 0
@@ -96,8 +97,9 @@ class World:
                     shell.let_go(name, self.now)
 
     def is_connected(self, name: str) -> bool:
-        """Whether a worker has a stream."""
-        return self.workers[name].stream is not None
+        """Whether a worker has a stream that nobody has closed."""
+        stream = self.workers[name].stream
+        return stream is not None and stream.is_open
 
     def feed(self, name: str) -> None:
         """Every scheduler that thinks that it drives a worker sends what it has for it."""
