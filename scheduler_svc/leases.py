@@ -7,8 +7,9 @@ lost its lease without noticing cannot do harm.
 
 The living schedulers share the living workers evenly: one that has its share leaves a free worker to the others,
 for ORPHAN_S; one that has more for UNEVEN_S gives workers back, its emptiest first, after their sequences have moved.
-While Redis is away everybody keeps the workers it has, and so it is with a Redis that comes back empty: a worker
-that is connected needs no record, and one that another scheduler drives is not free before ORPHAN_S.
+While Redis is away everybody keeps the workers it has, those that were about to go too. So it is with a Redis that
+comes back empty: a worker that is connected needs no record, and one that another scheduler drives is not free before
+ORPHAN_S.
 """
 
 import asyncio
@@ -78,6 +79,9 @@ class Workers(Protocol):
 
     def hand_over(self, worker: str) -> None:
         """Begin to move the worker's sequences elsewhere."""
+
+    def keep(self, worker: str) -> None:
+        """Take `hand_over` back."""
 
     def is_connected(self, worker: str) -> bool:
         """Whether the worker's stream is open."""
@@ -155,6 +159,13 @@ class Leases:
 
     async def turn(self) -> None:
         """Once. Raises one of `RedisFailure`, and then the workers are as they were."""
+        try:
+            await self._turn()
+        except RedisFailure:
+            self._keep_leaving()
+            raise
+
+    async def _turn(self) -> None:
         await self._renew()
         self._found = {**await self._registered(), **self._static}
         schedulers = (await members(self._client, "scheduler")).keys() | {self._holder}
@@ -243,6 +254,15 @@ class Leases:
         self._leaving.add(emptiest)
         self._workers.hand_over(emptiest)
 
+    def _keep_leaving(self) -> None:
+        """Nobody else can take a worker now: those that were to go have work again, and go another time."""
+        for worker in self._leaving:
+            found = self._found.get(worker)
+            if found is None or not found.is_leaving:
+                self._workers.keep(worker)
+        self._leaving.clear()
+        self._uneven_since = inf
+
     async def _take_epoch(self, worker: str) -> int:
         # What the worker says counts where Redis has forgotten, and a clock is behind.
         known = self._found[worker].lease_epoch if worker in self._found else 0
@@ -262,8 +282,9 @@ class Leases:
         return epoch
 
     async def _give_back(self, worker: str) -> None:
-        self._drop(worker)
+        # Without an answer it stays ours, and driven: Redis may be away for long.
         await self._release(keys=[_lease_key(worker)], args=[self._holder])
+        self._drop(worker)
 
     def _drop(self, worker: str) -> None:
         del self._held[worker], self._epochs[worker]

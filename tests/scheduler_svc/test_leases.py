@@ -25,6 +25,7 @@ class Fleet:
     lost: set[str] = field(default_factory=set)
     """Workers whose streams are broken."""
     handed_over: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
     loads: dict[str, int] = field(default_factory=dict)
 
     def lease(self, worker: str, address: str, take_epoch: TakeEpoch) -> None:
@@ -36,6 +37,9 @@ class Fleet:
 
     def hand_over(self, worker: str) -> None:
         self.handed_over.append(worker)
+
+    def keep(self, worker: str) -> None:
+        self.kept.append(worker)
 
     def is_connected(self, worker: str) -> bool:
         return worker in self.epochs and worker not in self.lost
@@ -251,6 +255,55 @@ async def test_a_worker_goes_to_another_scheduler_only_when_its_sequences_have_m
     first.fleet.loads["w"] = 0
     await turns(2, first, second)
     assert (first.workers, second.workers) == ({"v"}, {"w"})
+
+
+@pytest.mark.usefixtures("no_patience")
+@pytest.mark.parametrize("load", [3, 0])
+async def test_a_worker_that_was_to_go_has_work_again_while_redis_is_away(
+    redis_server: RedisServer, load: int
+) -> None:
+    client = open_redis(redis_server.url)
+    first, second = Scheduler(client, "first"), Scheduler(client, "second")
+    await register(client, "v", "w")
+    await first.leases.turn()
+    first.fleet.loads = {"v": 5, "w": 3}
+    await second.register()
+    await first.leases.turn()
+    assert first.fleet.handed_over == ["w"]
+    first.fleet.loads["w"] = load
+    redis_server.stop()
+    with pytest.raises(RedisFailure):
+        await first.leases.turn()
+    assert (first.workers, first.fleet.kept) == ({"v", "w"}, ["w"])
+    redis_server.start()
+    await register(client, "v", "w")
+    await second.register()
+    first.fleet.loads["w"] = 0
+    await turns(4, first, second)
+    assert first.fleet.handed_over == ["w", "w"], "it goes when Redis is back"
+    assert (first.workers, second.workers) == ({"v"}, {"w"})
+    await client.aclose()
+
+
+@pytest.mark.usefixtures("no_patience")
+async def test_an_empty_worker_is_driven_until_redis_has_taken_its_lease_back(
+    redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = Scheduler(redis_client, "first"), Scheduler(redis_client, "second")
+    await register(redis_client, "v", "w")
+    await first.leases.turn()
+    await second.register()
+    await first.leases.turn()
+    (leaving,) = first.fleet.handed_over
+
+    async def fail(**_: object) -> None:
+        raise redis.ConnectionError("gone in between")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(first.leases, "_release", fail)
+        with pytest.raises(RedisFailure):
+            await first.leases.turn()
+    assert (first.workers, first.fleet.kept) == ({"v", "w"}, [leaving])
 
 
 async def test_while_redis_is_away_everything_stays_and_epochs_go_on(redis_server: RedisServer) -> None:
