@@ -124,6 +124,8 @@ def describe(scheduler: Scheduler) -> None:
         _model = scheduler.abilities.model.name
         _inter_token.label_values = (_model, _ENGINE)
         num_blocks = sum(replica.pool.num_blocks for replica in scheduler.replicas.values())
+        # One series: what was true before is not.
+        _cache_config.clear()
         _cache_config.labels(_model, _ENGINE, scheduler.abilities.block_size, num_blocks).set(1)
 
 

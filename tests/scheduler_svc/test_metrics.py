@@ -1,11 +1,21 @@
 """Metrics are right whether observed one at a time or a step at a time."""
 
+import re
+
 import numpy as np
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.exposition import generate_latest
 
+from quire.v1 import types_pb2
 from scheduler_svc.batch_histogram import BatchHistogram
-from tests.scheduler_svc.conftest import Sockets, generate, running_pair, token_request
+from tests.scheduler_svc.conftest import (
+    Sockets,
+    generate,
+    running_pair,
+    running_scheduler,
+    running_worker,
+    token_request,
+)
 
 _BUCKETS = (0.001, 0.01, 1.0)
 
@@ -55,3 +65,18 @@ async def test_a_request_is_counted_under_vllm_s_names(sockets: Sockets) -> None
     assert gained[5] == 18
     assert gained[6] == 2
     assert value("vllm:num_requests_running") == 0
+
+
+async def test_the_cache_s_size_is_told_once_however_often_it_changes(sockets: Sockets) -> None:
+    from quire.metrics import REGISTRY
+
+    def told() -> list[str]:
+        found = generate_latest(REGISTRY).decode()
+        return re.findall(r'^vllm:cache_config_info\{.*num_gpu_blocks="(\d+)".*\} 1\.0$', found, re.M)
+
+    async with running_scheduler(sockets("scheduler"), sockets("worker")) as service:
+        for num_blocks in (64, 128):
+            async with running_worker(sockets("worker"), num_blocks=num_blocks):
+                await service.until_state(types_pb2.SERVICE_STATE_READY)
+                assert told() == [str(num_blocks)]
+            await service.until_state(types_pb2.SERVICE_STATE_STARTING)
