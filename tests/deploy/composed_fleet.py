@@ -36,8 +36,16 @@ class ComposedFleet:
     async def up(self, **scale: int) -> None:
         """Bring the fleet to so many containers of each service; what runs and stays is left alone."""
         self._scale |= scale
-        flags = [flag for name, count in self._scale.items() for flag in ("--scale", f"{name}={count}")]
-        await self.compose("up", "--detach", "--no-build", "--no-recreate", *flags)
+        await self._up("--no-recreate")
+
+    async def change(self, **variables: str) -> None:
+        """Give variables of compose.yaml another value; containers that have them are made anew."""
+        self._environment |= variables
+        await self._up()
+
+    async def _up(self, *flags: str) -> None:
+        scale = [flag for name, count in self._scale.items() for flag in ("--scale", f"{name}={count}")]
+        await self.compose("up", "--detach", "--no-build", *flags, *scale)
 
     async def ready(self) -> None:
         """Return once a request would be answered."""
@@ -64,10 +72,6 @@ class ComposedFleet:
     def _run_compose(self, *arguments: str) -> str:
         command = [*self._compose, "--project-name", self.project, *arguments]
         return _run(command, cwd=self.checkout, env=self._environment)
-
-    def set(self, **variables: str) -> None:
-        """Give variables of compose.yaml another value, for what is created from now on."""
-        self._environment |= variables
 
     # -- containers
 
@@ -99,6 +103,16 @@ class ComposedFleet:
                     await asyncio.sleep(_POLL_S)
                 else:
                     return
+
+    async def healthy(self) -> None:
+        """Return once Docker calls every container healthy."""
+        label = f"label=com.docker.compose.project={self.project}"
+        async with asyncio.timeout(_START_LIMIT_S):
+            while True:
+                states = (await docker("ps", "--filter", label, "--format", "{{.Status}}")).splitlines()
+                if states and all("(healthy)" in state for state in states):
+                    return
+                await asyncio.sleep(_POLL_S)
 
     async def driven(self, num_workers: int) -> None:
         """Return once the schedulers have so many workers, all together."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from enum import Enum
 from typing import NamedTuple
 
 from tests.deploy.composed_fleet import ComposedFleet, docker
@@ -17,29 +18,35 @@ HEALTH = {
 }
 
 
+class Allowed(Enum):
+    """What streams may suffer by design."""
+
+    NOTHING = "nothing"
+    CLEAR_ERRORS = "one error that says to try again, for those that the lost process had"
+    BROKEN_CONNECTIONS = "a broken connection, for those that the lost gateway had"
+
+
 class Fault(NamedTuple):
     """One row of the table."""
 
     name: str
     inflict: Callable[[ComposedFleet], Awaitable[None]]
-    may_fail: bool = False
-    """Whether the design allows streams to end with one clear error."""
+    allowed: Allowed = Allowed.NOTHING
 
 
 async def nothing(fleet: ComposedFleet) -> None:
     """For comparison."""
 
 
-async def scale_up(fleet: ComposedFleet) -> None:
-    """Workers 1 → 3."""
-    await fleet.up(gpu_worker=3)
-    await fleet.driven(3)
+def scaled(service: str, count: int) -> Callable[[ComposedFleet], Awaitable[None]]:
+    """To so many containers, all of which serve."""
 
+    async def inflict(fleet: ComposedFleet) -> None:
+        await fleet.up(**{service: count})
+        for name in await fleet.containers(service):
+            await whole(fleet, service, name)
 
-async def scale_down(fleet: ComposedFleet) -> None:
-    """Workers 3 → 1."""
-    await fleet.up(gpu_worker=1)
-    await fleet.driven(1)
+    return inflict
 
 
 def killed(service: str) -> Callable[[ComposedFleet], Awaitable[None]]:
@@ -79,27 +86,58 @@ async def redis_away(fleet: ComposedFleet) -> None:
     await docker("start", name)
 
 
-async def worker_paused(fleet: ComposedFleet) -> None:
-    """A hung device: the process lives and its connections are open, but nothing comes."""
+async def redis_emptied(fleet: ComposedFleet) -> None:
+    """As after a restart without its disk."""
+    (name,) = await fleet.containers("redis")
+    await docker("exec", name, "redis-cli", "flushall")
+    await fleet.driven(len(await fleet.containers("gpu_worker")))
+
+
+def paused(service: str, seconds: float) -> Callable[[ComposedFleet], Awaitable[None]]:
+    """As if hung: the process lives and its connections are open, but nothing comes."""
+
+    async def inflict(fleet: ComposedFleet) -> None:
+        name = (await fleet.containers(service))[0]
+        await docker("pause", name)
+        await asyncio.sleep(seconds)
+        await docker("unpause", name)
+        await fleet.driven(len(await fleet.containers("gpu_worker")))
+
+    return inflict
+
+
+async def worker_cut_off(fleet: ComposedFleet) -> None:
+    """Its network is taken away and later given back: both ends keep connections on which nothing passes."""
     name = (await fleet.containers("gpu_worker"))[0]
-    await docker("pause", name)
+    network = f"{fleet.project}_inner"
+    await docker("network", "disconnect", network, name)
     await asyncio.sleep(PAUSE_S)
-    await docker("unpause", name)
-    await fleet.driven(3)
+    await docker("network", "connect", network, name)
+    await fleet.driven(len(await fleet.containers("gpu_worker")))
 
 
 FAULTS = (
     Fault("none, 1 worker", nothing),
-    Fault("workers scaled 1 → 3", scale_up),
+    Fault("the only worker killed", killed("gpu_worker")),
+    Fault("the only worker restarted", restarted("gpu_worker")),
+    Fault("workers scaled 1 → 3", scaled("gpu_worker", 3)),
     Fault("none, 3 workers", nothing),
     Fault("worker killed", killed("gpu_worker")),
-    Fault("scheduler killed", killed("scheduler_svc")),
-    Fault("tokenizer service killed", killed("tokenizer_svc"), may_fail=True),
-    Fault("Redis stopped for 10 s", redis_away),
-    Fault("worker paused for 20 s", worker_paused),
+    Fault("worker paused for 20 s", paused("gpu_worker", PAUSE_S)),
+    Fault("worker without network for 20 s", worker_cut_off),
     Fault("workers restarted one by one", restarted("gpu_worker")),
+    Fault("the only scheduler killed", killed("scheduler_svc")),
+    Fault("the only scheduler restarted", restarted("scheduler_svc")),
+    Fault("schedulers scaled 1 → 2", scaled("scheduler_svc", 2)),
+    Fault("one of two schedulers killed", killed("scheduler_svc")),
     Fault("schedulers restarted one by one", restarted("scheduler_svc")),
+    Fault("schedulers scaled 2 → 1", scaled("scheduler_svc", 1)),
+    Fault("tokenizer service killed", killed("tokenizer_svc"), Allowed.CLEAR_ERRORS),
     Fault("tokenizer services restarted one by one", restarted("tokenizer_svc")),
+    Fault("Redis stopped for 10 s", redis_away),
+    Fault("Redis paused for 10 s", paused("redis", REDIS_AWAY_S)),
+    Fault("Redis emptied", redis_emptied),
+    Fault("gateway killed", killed("gateway"), Allowed.BROKEN_CONNECTIONS),
     Fault("gateways restarted one by one", restarted("gateway")),
-    Fault("workers scaled 3 → 1", scale_down),
+    Fault("workers scaled 3 → 1", scaled("gpu_worker", 1)),
 )

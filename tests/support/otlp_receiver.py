@@ -64,13 +64,13 @@ def _value(value) -> object:
 
 
 @asynccontextmanager
-async def otlp_receiver() -> AsyncIterator[OtlpReceiver]:
-    """Listen on a free port for the length of the block."""
+async def otlp_receiver(host: str = "127.0.0.1") -> AsyncIterator[OtlpReceiver]:
+    """Listen on a free port of this host for the length of the block."""
     receiver = OtlpReceiver()
     server = grpc.aio.server()
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    receiver.endpoint = f"http://127.0.0.1:{port}"
+    port = server.add_insecure_port(f"{host}:0")
+    receiver.endpoint = f"http://{host}:{port}"
     await server.start()
     try:
         yield receiver
