@@ -291,7 +291,7 @@ class StepLoop:
         if endings:
             self._endings.report(endings, now)
         metrics.observe_state(scheduler)
-        self._set_timer()
+        self._set_timer(now)
         self._note_idle()
         self._note_rest()
 
@@ -301,20 +301,20 @@ class StepLoop:
         while (command := self.scheduler.schedule(worker, now)) is not None:
             self._links[worker].send(command)
 
-    def _set_timer(self) -> None:
-        """Wake for the next deadline even if no worker says anything."""
-        deadline = self.scheduler.next_deadline()
-        if deadline == self._timer_at:
+    def _set_timer(self, now: float) -> None:
+        """Wake when the core says so, even if nobody says anything."""
+        wake_at = self.scheduler.wake_at(now)
+        if wake_at == self._timer_at:
             return
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._timer_at = deadline
-        if deadline < inf:
-            delay_s = max(0.0, deadline - time.monotonic())
-            self._timer = asyncio.get_running_loop().call_later(delay_s, self._deadline_passed)
+        self._timer_at = wake_at
+        if wake_at < inf:
+            delay_s = max(0.0, wake_at - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._wake)
 
-    def _deadline_passed(self) -> None:
+    def _wake(self) -> None:
         self._timer_at = inf
         self._pump_from_loop()
 

@@ -124,11 +124,11 @@ class Simulation:
         for ending in pumped.endings:
             self.recorder.ended(ending, self.now)
             self._follow_up(ending)
-        deadline = node.scheduler.next_deadline()
-        if deadline != self._wake_at[number]:
-            self._wake_at[number] = deadline
-            if deadline < inf:
-                self._push(max(deadline, self.now), _Wake(number))
+        wake_at = node.scheduler.wake_at(self.now)
+        if wake_at != self._wake_at[number]:
+            self._wake_at[number] = wake_at
+            if wake_at < inf:
+                self._push(max(wake_at, self.now), _Wake(number))
 
     def _follow_up(self, ending: Ending) -> None:
         """The user reads the reply, thinks, and goes on."""

@@ -11,6 +11,7 @@ from math import ceil
 
 from quire.errors import Overloaded
 from scheduler_svc.core.limits import Limits
+from scheduler_svc.core.pace import tokens_per_s
 from scheduler_svc.core.prediction import first_token_s, uncached
 from scheduler_svc.core.queue import WaitingQueue
 from scheduler_svc.core.replica import Replica
@@ -72,7 +73,7 @@ class Backlog:
             ),
             share=share,
             rows_free=sum(max(0, replica.num_rows_free) for replica in connected),
-            tokens_per_s=sum(replica.tokens_per_s(is_shared=is_shared) for replica in connected),
+            tokens_per_s=sum(tokens_per_s(replica, is_shared=is_shared) for replica in connected),
             releases_per_s=sum(replica.speed.releases_per_s for replica in connected),
             step_s=max((replica.speed.decode_step_s for replica in connected), default=0.0),
         )

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from quire.packing import pack_int32, pack_uint32
 from quire.v1 import worker_pb2
 from scheduler_svc.core.chunking import decode_burst, share_budget
+from scheduler_svc.core.pace import decode_at, prompt_positions
 from scheduler_svc.core.preemption import victim_of_shortage
 from scheduler_svc.core.replica import InFlight, Replica
 from scheduler_svc.core.sequence import Sequence
@@ -14,13 +15,15 @@ from scheduler_svc.core.tenants import PROMPT_TOKEN_COST
 Rows = NDArray[np.intp]
 
 
-def next_command(replica: Replica, *, prompts_wait: bool, is_shared: bool) -> worker_pb2.StepCommand | None:
-    """The next command, or None if there is nothing to do or the pipeline is full.
+def next_command(
+    replica: Replica, now: float, *, prompts_wait: bool, is_shared: bool
+) -> worker_pb2.StepCommand | None:
+    """The next command, or None if there is nothing to do, the pipeline is full, or it is too early.
 
     `prompts_wait`: there is work in the queue, so runs of several decode steps would delay it. `is_shared`: several
     tenants are served, so steps with prompts are kept short, lest one's prompts hold up the other's.
     """
-    if not replica.has_room:
+    if not replica.has_room or (not replica.prefilling and now < decode_at(replica)):
         return None
     preempt_ahead(replica)
     rows = replica.rows
@@ -162,7 +165,7 @@ def _prefill(
     """Chunks of prompts: by priority, then the tenant served least, then age; short ones are not held up."""
     if not replica.prefilling:
         return
-    budget = replica.chunk_budget(num_live, is_shared=is_shared)
+    budget = prompt_positions(replica, num_live, is_shared=is_shared)
     waiting = sorted(
         replica.prefilling, key=lambda s: (s.request.priority, s.request.tenant.service, s.order)
     )

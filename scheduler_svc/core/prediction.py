@@ -6,6 +6,7 @@ share of the speed, or for everybody's at the whole speed, whichever is less; an
 step before long ones do.
 """
 
+from scheduler_svc.core.pace import in_flight_s, prefill_s
 from scheduler_svc.core.replica import Replica
 from scheduler_svc.core.sequence import Request
 from scheduler_svc.core.tenants import Tenant
@@ -29,7 +30,7 @@ def first_token_s(
     )
     if own <= short:
         ahead = min(ahead, 2.0 * (sum(count for count, _ in left if count <= short) + own))
-    return replica.in_flight_s(now) + replica.prefill_s(ahead, is_shared=is_shared)
+    return in_flight_s(replica, now) + prefill_s(replica, ahead, is_shared=is_shared)
 
 
 def uncached(request: Request, replica: Replica) -> list[int]:

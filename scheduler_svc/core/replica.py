@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from quire.v1 import worker_pb2
 from scheduler_svc.core.block_pool import BlockPool
-from scheduler_svc.core.chunking import chunk_budget
 from scheduler_svc.core.limits import Limits
 from scheduler_svc.core.routing import Load
 from scheduler_svc.core.row_table import RowTable
@@ -73,7 +72,7 @@ class Replica:
         """Blocks that tenants may hold, by their index, where that is not all."""
         self.assigned: list[tuple[int, int]] = []
         """(lease epoch, step id) of the command that assigned each block last, as the worker counts too."""
-        self._retired_at = 0.0
+        self.retired_at = 0.0
         """When the worker was last heard of, in seconds."""
         self._computing: dict[bytes, Sequence] = {}
         """Who computes a block that is not findable yet, by the block's hash."""
@@ -164,44 +163,6 @@ class Replica:
         """How busy it is."""
         backlog = sum(sequence.num_prefill_left for sequence in self.prefilling)
         return Load(backlog, self.num_rows_taken)
-
-    def in_flight_s(self, now: float) -> float:
-        """Seconds after `now` that the commands in flight will take, as far as is known."""
-        if not self.in_flight:
-            return 0.0
-        speed = self.speed
-        first, *others = (
-            record.decode_steps * speed.decode_step_s + record.prefill_tokens * speed.prefill_token_s
-            for record in self.in_flight
-        )
-        begun = max(self.in_flight[0].sent_at, self._retired_at)
-        return max(0.0, begun + first - now) + sum(others)
-
-    def chunk_budget(self, num_live: int, *, is_shared: bool) -> int:
-        """Prompt positions that the next step takes beside `num_live` rows that decode."""
-        limits, speed = self.limits, self.speed
-        most = self.max_step_tokens - num_live
-        bounds = [limits.itl_target_s] if num_live else []
-        if is_shared:
-            bounds.append(limits.shared_step_s)
-        return chunk_budget(
-            most,
-            step_s=min((bound for bound in bounds if bound > 0.0), default=0.0),
-            decode_step_s=speed.decode_step_s if num_live else 0.0,
-            prefill_token_s=speed.prefill_token_s,
-        )
-
-    def tokens_per_s(self, *, is_shared: bool) -> float:
-        """Prompt positions per second beside what runs now, 0 while unknown."""
-        if self.speed.prefill_token_s <= 0.0:
-            return 0.0
-        chunk = max(1, self.chunk_budget(len(self.rows.live()), is_shared=is_shared))
-        return chunk / self.prefill_s(chunk, is_shared=is_shared)
-
-    def prefill_s(self, num_tokens: float, *, is_shared: bool) -> float:
-        """Seconds that so many prompt positions take beside what runs now; only if the speed is known."""
-        chunk = max(1, self.chunk_budget(len(self.rows.live()), is_shared=is_shared))
-        return num_tokens * self.speed.prefill_token_s + ceil(num_tokens / chunk) * self.speed.decode_step_s
 
     def running(self) -> Iterator[Sequence]:
         """Sequences that hold a row and keep it."""
@@ -371,7 +332,7 @@ class Replica:
     def retire(self, result: worker_pb2.StepResult, now: float) -> InFlight:
         """Take the command that `result` answers out of the pipeline, and count its chunks as computed."""
         record = self.in_flight.popleft()
-        self._retired_at = now
+        self.retired_at = now
         self.last_step_retired = record.step_id
         failed = {error.row for error in result.errors} if result.errors else ()
         for sequence, chunk_end in record.chunks:

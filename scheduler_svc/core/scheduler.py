@@ -22,6 +22,7 @@ from scheduler_svc.core.commands import next_command
 from scheduler_svc.core.deadlines import Deadlines
 from scheduler_svc.core.intake import make_request
 from scheduler_svc.core.limits import Limits
+from scheduler_svc.core.pace import decode_at
 from scheduler_svc.core.placement import Placement
 from scheduler_svc.core.queue import WaitingQueue
 from scheduler_svc.core.replica import Replica
@@ -282,6 +283,11 @@ class Scheduler:
         """When nobody waits any longer for a worker to come back."""
         return self._alone_since + self._limits.worker_return_s
 
+    def wake_at(self, now: float) -> float:
+        """Time at which to `expire` and to `schedule` for every replica even if nothing happens; inf if never."""
+        sends = (decode_at(replica) for replica in self.replicas.values() if replica.has_room)
+        return min(self.next_deadline(), min((at for at in sends if at > now), default=inf))
+
     def _give_up(self, request: Request, reason: LeaveReason, now: float) -> None:
         """Stop every sequence that has not ended. One that holds a row ends when the row is released."""
         for sequence in request.sequences:
@@ -320,7 +326,7 @@ class Scheduler:
         for misfit in self._placement.fill(replica, now):
             self._refuse_misfit(misfit, now)
         command = next_command(
-            replica, prompts_wait=len(self.queue) > 0, is_shared=self.tenants.are_several(now)
+            replica, now, prompts_wait=len(self.queue) > 0, is_shared=self.tenants.are_several(now)
         )
         if command is not None:
             replica.in_flight[-1].sent_at = now

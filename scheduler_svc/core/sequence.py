@@ -147,10 +147,7 @@ class Sequence:
         self.preemptions = 0
         # Positions below this were computed before; a resumed sequence's were, by whoever had it.
         self.high_water = len(token_ids) - 1 if len(token_ids) > num_prompt_tokens else 0
-        self.admitted_at = nan
-        self.first_token_at = nan
-        self.last_token_at = nan
-        self.ended_at = nan
+        self.admitted_at = self.first_token_at = self.last_token_at = self.ended_at = nan
 
     @property
     def num_output_tokens(self) -> int:

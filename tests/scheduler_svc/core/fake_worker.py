@@ -62,7 +62,7 @@ class FakeWorker:
         self.stream: Stream | None = None
         self.is_draining = False
         # Some are so fast that more commands are kept in flight to them.
-        self._step_s = 0.0006 if described.worker_id[-1] in "13579b" else 0.01
+        self._step_s = 0.0006 if described.worker_id[-1] in "13579b" else 0.002
 
     @property
     def results(self) -> deque[worker_pb2.StepResult]:

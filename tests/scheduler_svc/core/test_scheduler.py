@@ -1,6 +1,7 @@
 """What the core sends, and when: one scheduler against row tables that check every command."""
 
 from collections import deque
+from math import inf
 
 import pytest
 
@@ -135,6 +136,31 @@ def test_commands_shorter_than_their_way_there_and_back_are_more_in_flight() -> 
     for _ in range(60):
         pair.answer()
         pair.send()
+    pair.now += 0.018
+    pair.send()
+    assert len(replica.in_flight) == 2
+
+
+def test_decoding_is_sent_shortly_before_the_worker_is_done_and_prompts_at_once() -> None:
+    pair = Pair()
+    pair.step_s = 0.02
+    replica = pair.scheduler.replicas["w"]
+    pair.add(1, [1, 2, 3], max_tokens=400)
+    for _ in range(20):
+        pair.send()
+        pair.answer()
+    assert len(pair.send()) == 1
+    begun = pair.now
+    pair.now = begun + 0.01
+    assert pair.send() == []
+    assert begun + 0.016 < pair.scheduler.wake_at(pair.now) < begun + 0.018
+    pair.add(2, [4, 5, 6])
+    (with_prompt,) = pair.send()
+    assert unpack_uint32(with_prompt.prefill_num_tokens).tolist() == [3]
+    pair.answer()
+    pair.now += 0.018
+    assert pair.scheduler.wake_at(pair.now) == inf
+    assert len(pair.send()) == 1
     assert len(replica.in_flight) == 2
 
 

@@ -1,0 +1,74 @@
+"""What a replica's commands take, by its measured speed: when to send the next, and how large a step may be."""
+
+from math import ceil, inf
+
+from scheduler_svc.core.chunking import chunk_budget
+from scheduler_svc.core.replica import Replica
+
+# A command that only decodes is sent so long before those in flight are done: twice its way, and a timer's grain.
+_SEND_AHEAD_S = 0.003
+
+
+def decode_at(replica: Replica) -> float:
+    """When the next command that only decodes is to be sent, in seconds; -inf: at once.
+
+    Sent earlier it would stand before the prompts that come in the meantime. What is in flight takes at least as
+    long as its prompts or its decoding alone, so that the worker is not kept waiting.
+    """
+    if not replica.in_flight:
+        return -inf
+    speed = replica.speed
+    least_s = sum(
+        max(record.decode_steps * speed.decode_step_s, record.prefill_tokens * speed.prefill_token_s)
+        for record in replica.in_flight
+    )
+    return _begun(replica) + least_s - _SEND_AHEAD_S
+
+
+def in_flight_s(replica: Replica, now: float) -> float:
+    """Seconds after `now` that the commands in flight will take, as far as is known."""
+    if not replica.in_flight:
+        return 0.0
+    speed = replica.speed
+    first, *others = (
+        record.decode_steps * speed.decode_step_s + record.prefill_tokens * speed.prefill_token_s
+        for record in replica.in_flight
+    )
+    return max(0.0, _begun(replica) + first - now) + sum(others)
+
+
+def _begun(replica: Replica) -> float:
+    """When the worker began with the first of the commands in flight."""
+    return max(replica.in_flight[0].sent_at, replica.retired_at)
+
+
+def prompt_positions(replica: Replica, num_live: int, *, is_shared: bool) -> int:
+    """Prompt positions that the next step takes beside `num_live` rows that decode.
+
+    `is_shared`: several tenants are served, so steps with prompts are kept short.
+    """
+    limits, speed = replica.limits, replica.speed
+    bounds = [limits.itl_target_s] if num_live else []
+    if is_shared:
+        bounds.append(limits.shared_step_s)
+    return chunk_budget(
+        replica.max_step_tokens - num_live,
+        step_s=min((bound for bound in bounds if bound > 0.0), default=0.0),
+        decode_step_s=speed.decode_step_s if num_live else 0.0,
+        prefill_token_s=speed.prefill_token_s,
+    )
+
+
+def prefill_s(replica: Replica, num_tokens: float, *, is_shared: bool) -> float:
+    """Seconds that so many prompt positions take beside what runs now; only if the speed is known."""
+    speed = replica.speed
+    chunk = max(1, prompt_positions(replica, len(replica.rows.live()), is_shared=is_shared))
+    return num_tokens * speed.prefill_token_s + ceil(num_tokens / chunk) * speed.decode_step_s
+
+
+def tokens_per_s(replica: Replica, *, is_shared: bool) -> float:
+    """Prompt positions per second beside what runs now, 0 while unknown."""
+    if replica.speed.prefill_token_s <= 0.0:
+        return 0.0
+    chunk = max(1, prompt_positions(replica, len(replica.rows.live()), is_shared=is_shared))
+    return chunk / prefill_s(replica, chunk, is_shared=is_shared)
