@@ -72,9 +72,6 @@ def prove_agreement(options: AgreementOptions) -> Report:
         errors = {way: _errors(reference, planned) for way, planned in ways.items()}
         rows += [_row(dtype, way, ways[way], whole, errors[way]) for way in WAYS]
         claims |= _claims(dtype, ways, errors, tolerance)
-        say(
-            f"{dtype}: predicted error of a log-probability {tolerance.rms:.2g}, bound {tolerance.largest:.2g}"
-        )
     settings = {**vars(options), "model": options.model.name, "lengths": list(options.lengths)}
     return Report("agreement", settings, rows, claims, details)
 
