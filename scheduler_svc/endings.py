@@ -33,7 +33,7 @@ class EndingReporter:
             is_error = ending.finish_reason == types_pb2.FINISH_REASON_ERROR
             self._settlement.add(
                 LedgerRecord.of_end(
-                    request.request_id,
+                    request.ledger_id,
                     ending.sequence.index,
                     request.tenant.name,
                     ending.usage,
@@ -53,6 +53,7 @@ def _trace(ending: Ending, trace: types_pb2.TraceContext, now: float) -> None:
     arrived_ns = int(sequence.request.arrived_at * 1e9) + offset_ns
     ended_ns = int(sequence.ended_at * 1e9) + offset_ns
     attributes: dict[str, AttributeValue] = {
+        "quire.request_id": sequence.request.request_id,
         "quire.sequence": sequence.index,
         "quire.replica": sequence.replica,
         "quire.preemptions": usage.preemptions,

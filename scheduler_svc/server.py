@@ -22,6 +22,7 @@ from quire.v1 import scheduler_pb2, scheduler_pb2_grpc, types_pb2
 from scheduler_svc import metrics
 from scheduler_svc.core.replica import Replica
 from scheduler_svc.core.token_batch import merge
+from scheduler_svc.core.validation import MAX_LEDGER_ID
 from scheduler_svc.leases import Leases
 from scheduler_svc.prefix_index import PrefixIndex
 from scheduler_svc.redirection import Redirection
@@ -286,12 +287,15 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
 
     def _count_refusal(self, request: scheduler_pb2.TokenRequest, error: QuireError) -> None:
         metrics.count_rejection(types_pb2.ErrorCode.Name(error.code))
-        self._settlement.add(LedgerRecord.of_refusal(request.request_id, request.tenant))
+        self._settlement.add(LedgerRecord.of_refusal(request.ledger_id[:MAX_LEDGER_ID], request.tenant))
 
     async def Generate(  # noqa: N802
         self, request: scheduler_pb2.TokenRequest, context: Context
     ) -> AsyncIterator[scheduler_pb2.TokenUpdate]:
         """One request of an outside client; leaving the stream cancels it."""
+        if not request.resumed:
+            # Nobody's word is needed for what is new here.
+            request.ledger_id = ""
         outbox: Outbox[scheduler_pb2.TokenBatch] = Outbox(merge, max_pending=_MAX_PENDING)
         client = self._step_loop.open_client(outbox.put)
         try:

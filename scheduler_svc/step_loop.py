@@ -148,7 +148,9 @@ class StepLoop:
         self._pump_soon()
 
     def submit(self, client: int, handle: int, request: scheduler_pb2.TokenRequest) -> None:
-        """Queue a request. Raises QuireError, and then nothing has changed."""
+        """Queue a request. Raises QuireError, and then nothing has changed but that it has a ledger id."""
+        if not request.ledger_id:
+            request.ledger_id = os.urandom(16).hex()
         if self.draining:
             raise NotReady("the scheduler is shutting down; try again", retry_after_s=1.0)
         seed = int.from_bytes(os.urandom(8), "little")

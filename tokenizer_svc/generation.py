@@ -118,6 +118,7 @@ class Generation:
         trace = telemetry.trace_context(span) if telemetry.enabled() else request.trace
         token_request = scheduler_pb2.TokenRequest(
             request_id=request.request_id,
+            ledger_id=os.urandom(16).hex(),
             prompt_token_ids=pack_int32(prompt.token_ids),
             sampling=sampling,
             n=request.n,

@@ -39,8 +39,9 @@ class TokenRequest(_message.Message):
     TENANT_POLICY_FIELD_NUMBER: _builtins.int
     PUBLIC_PREFIX_TOKENS_FIELD_NUMBER: _builtins.int
     REDIRECTED_FIELD_NUMBER: _builtins.int
+    LEDGER_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Unique for all time; the ledger is settled once per id."""
+    """Names the request for people, in traces and logs; at most 256 characters."""
     prompt_token_ids: _builtins.bytes
     """int32[num_prompt_tokens], at least one."""
     n: _builtins.int
@@ -57,6 +58,11 @@ class TokenRequest(_message.Message):
     """Leading prompt tokens that are no secret: their full blocks may be shared with every tenant that says so too."""
     redirected: _builtins.bool
     """The request was sent here by another scheduler's `Redirect`: it is not sent on again."""
+    ledger_id: _builtins.str
+    """Names the request in the ledger, where it is settled once: unique for all time, and repeated by whoever submits the
+    request again after a loss. At most 64 characters. Empty, or in a call of `Generate` that resumes nothing: the
+    scheduler makes one for this submission.
+    """
     @_builtins.property
     def sampling(self) -> _types_pb2.SamplingParams:
         """How to sample."""
@@ -89,10 +95,11 @@ class TokenRequest(_message.Message):
         tenant_policy: _types_pb2.TenantPolicy | None = ...,
         public_prefix_tokens: _builtins.int = ...,
         redirected: _builtins.bool = ...,
+        ledger_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_timeout_s", b"_timeout_s", "sampling", b"sampling", "tenant_policy", b"tenant_policy", "timeout_s", b"timeout_s", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_timeout_s", b"_timeout_s", "cache_salt", b"cache_salt", "n", b"n", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "public_prefix_tokens", b"public_prefix_tokens", "redirected", b"redirected", "request_id", b"request_id", "resumed", b"resumed", "sampling", b"sampling", "tenant", b"tenant", "tenant_policy", b"tenant_policy", "timeout_s", b"timeout_s", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_timeout_s", b"_timeout_s", "cache_salt", b"cache_salt", "ledger_id", b"ledger_id", "n", b"n", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "public_prefix_tokens", b"public_prefix_tokens", "redirected", b"redirected", "request_id", b"request_id", "resumed", b"resumed", "sampling", b"sampling", "tenant", b"tenant", "tenant_policy", b"tenant_policy", "timeout_s", b"timeout_s", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__timeout_s: _TypeAlias = _typing.Literal["timeout_s"]  # noqa: Y015
     _WhichOneofArgType__timeout_s: _TypeAlias = _typing.Literal["_timeout_s", b"_timeout_s"]  # noqa: Y015
@@ -309,7 +316,7 @@ class SchedulerAnnouncement(_message.Message):
     scheduler_epoch: _builtins.int
     """Differs for every process of the scheduler."""
     load_progress: _builtins.float
-    """Sum of load progress of the workers, 0 to 1, while starting."""
+    """Load progress of the worker that is furthest, 0 to 1."""
     @_builtins.property
     def model(self) -> _types_pb2.ModelDescription:
         """The served model; absent until a worker has described it."""

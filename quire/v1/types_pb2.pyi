@@ -363,7 +363,12 @@ Global___Logprobs: _TypeAlias = Logprobs  # noqa: Y015
 
 @_typing.final
 class Usage(_message.Message):
-    """The ledger of one sequence: exact at every kind of end."""
+    """The ledger of one sequence: exact at every kind of end.
+
+    A sequence that went on elsewhere after its scheduler or its last worker was lost has been with several schedulers:
+    prompt and completion are then those of the whole sequence, everything else is of its last stay. What it read from
+    the cache there may be most of the prompt. The tenant's account adds up all stays.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -29,6 +29,7 @@ def make_request(
         client=client,
         handle=handle,
         request_id=asked.request_id,
+        ledger_id=asked.ledger_id,
         tenant=tenant,
         priority=asked.priority,
         arrived_at=now,

@@ -60,6 +60,8 @@ class Request:
     """Time to first token as predicted at admission, 0 if nothing was known."""
     sequences: list["Sequence"] = field(default_factory=list)
     num_unfinished: int = 0
+    ledger_id: str = ""
+    """Names it in the ledger, at whichever schedulers it has been."""
 
 
 class QueueCause(Enum):

@@ -13,6 +13,8 @@ from quire.packing import pack_int32, unpack_float32, unpack_int32
 from quire.v1 import scheduler_pb2, types_pb2, worker_pb2
 from scheduler_svc.core.limits import Limits
 
+_MAX_REQUEST_ID = 256
+MAX_LEDGER_ID = 64
 _MAX_STOP_TOKEN_IDS = 256
 _MAX_LOGIT_BIASES = 1024
 _SEED_STEP = 0x9E3779B97F4A7C15
@@ -76,6 +78,8 @@ def plan_sequences(
     `seed` is used where the request has none. Raises InvalidRequest.
     """
     vocab_size = abilities.model.vocab_size
+    _check_length("request_id", request.request_id, _MAX_REQUEST_ID)
+    _check_length("ledger_id", request.ledger_id, MAX_LEDGER_ID)
     prompt = _token_ids(request.prompt_token_ids, "prompt", vocab_size)
     if len(prompt) == 0:
         raise InvalidRequest("the prompt is empty: it must have at least one token", param="prompt")
@@ -106,6 +110,11 @@ def check_policy(policy: types_pb2.TenantPolicy) -> None:
     _check_range("weight", policy.weight, 0.0)
     _check_range("kv_floor", policy.kv_floor, 0.0, 1.0)
     _check_range("kv_ceiling", policy.kv_ceiling, 0.0, 1.0)
+
+
+def _check_length(name: str, value: str, limit: int) -> None:
+    if len(value) > limit:
+        raise InvalidRequest(f"{name} has {len(value)} characters, at most {limit} are allowed", param=name)
 
 
 def _max_total_tokens(

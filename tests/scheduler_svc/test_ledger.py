@@ -106,6 +106,56 @@ async def test_ledgers_add_up_to_what_the_worker_computed_at_every_kind_of_end(
         assert found["preemptions"] > 0, "there were blocks for all of them"
 
 
+@pytest.mark.parametrize("ids", [{"request_id": "same", "ledger_id": "same"}, {}], ids=["one id", "no id"])
+async def test_calls_that_name_themselves_alike_are_each_charged(
+    sockets: Sockets, ids: dict[str, str]
+) -> None:
+    async with running_pair(sockets) as (service, worker):
+        for length in range(3, 8):
+            request = token_request([length] * length, 10 * length, **ids)
+            request.request_id = ids.get("request_id", "")
+            await generate(service, request)
+        await service.until_free()
+        await service.servicer._settlement.flush()
+        client = service.servicer._redis
+        found = await totals(client)
+        assert (found["requests"], found["prompt_tokens"], found["completion_tokens"]) == (5, 25, 250)
+        assert found["computed_tokens"] == worker.rows.tokens_computed
+        marks = [(key, await client.get(key)) for key in await client.keys("quire:settled:*")]
+        assert len(marks) == 5
+        assert all(len(key) + len(mark) < 100 for key, mark in marks)
+
+
+async def test_ids_that_are_too_long_are_refused_and_cost_no_memory(sockets: Sockets) -> None:
+    async with running_pair(sockets) as (service, _):
+        for ids in ({"request_id": "x" * 257}, {"ledger_id": "x" * 65}):
+            request = token_request([1, 2, 3], 5, **ids)
+            request.resumed.add(sequence=0, token_ids=pack_int32([9]))
+            with pytest.raises(grpc.aio.AioRpcError, match="at most") as caught:
+                await generate(service, request)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        await service.servicer._settlement.flush()
+        assert (await totals(service.servicer._redis)) == {"refusals": 2}
+        keys = await service.servicer._redis.keys("quire:settled:*")
+        assert max(map(len, keys)) < 100
+
+
+async def test_sequences_of_one_request_are_charged_its_prompt_and_what_was_cached_of_it_once(
+    sockets: Sockets,
+) -> None:
+    async with running_pair(sockets) as (service, worker):
+        async for _ in service.stub.Generate(token_request(list(range(65)), 5, n=4)):
+            pass
+        await service.until_free()
+        await service.servicer._settlement.flush()
+        found = await totals(service.servicer._redis)
+        assert found["requests"] == 1
+        assert (found["prompt_tokens"], found.get("cached_tokens", 0)) == (65, 0)
+        assert found["completion_tokens"] == 20
+        # The first computes the prompt; the others, what its last block has of it.
+        assert found["computed_tokens"] == worker.rows.tokens_computed == 65 + 3 * 1 + 4 * 4
+
+
 async def test_settling_writes_no_more_often_than_steps_are_made(
     sockets: Sockets, redis_server: RedisServer
 ) -> None:
@@ -171,7 +221,7 @@ async def test_a_scheduler_that_leaves_settles_what_it_did_of_requests_that_go_o
         async with running_scheduler(sockets("scheduler"), sockets("worker"), **settings) as service:
             await service.until_state(types_pb2.SERVICE_STATE_READY)
             call = service.stub.Session()
-            request = token_request(prompt, 200, request_id="r")
+            request = token_request(prompt, 200, ledger_id="r")
             await call.write(Kind(submit=Kind.Submit(handle=1, request=request)))
             while len(so_far) < 20:
                 so_far += unpack_int32((await call.read()).batch.token_ids).tolist()

@@ -51,7 +51,7 @@ async def test_every_field_of_every_end_is_added_up_per_tenant(redis_client: red
         record("d", "other", computed_tokens=2**40),
     )
     assert await totals(redis_client) == {
-        "requests": 2, "refusals": 1, "errors": 1, "prompt_tokens": 200, "cached_tokens": 144,
+        "requests": 2, "refusals": 1, "errors": 1, "prompt_tokens": 200, "cached_tokens": 96,
         "completion_tokens": 21, "computed_tokens": 180, "recomputed_tokens": 9, "preemptions": 3,
         "queue_ms": 750, "prefill_ms": 153, "decode_ms": 6000,
     }  # fmt: skip
@@ -120,6 +120,16 @@ async def test_a_sequence_that_moved_between_schedulers_is_one_request_with_the_
     }
 
 
+async def test_a_mark_does_not_grow_with_the_records_of_a_sequence(redis_client: redis.Redis) -> None:
+    ledgers = [Settlement(redis_client, name) for name in ("first", "second")]
+    for number in range(1, 51):
+        for ledger in ledgers:
+            ledger.add(record("r", completion_tokens=number, computed_tokens=1))
+            await ledger.flush()
+    assert await redis_client.get("quire:settled:r:0") == b"50;second=50;first=50"
+    assert await totals(redis_client) == {"requests": 1, "completion_tokens": 50, "computed_tokens": 100}
+
+
 async def test_any_number_of_ends_of_a_step_are_one_write(redis_server: RedisServer) -> None:
     client = open_redis(redis_server.url)
     ledger = Settlement(client, "s")
@@ -186,7 +196,7 @@ async def test_marks_and_audits_expire_and_totals_do_not(redis_client: redis.Red
 async def test_the_embedded_server_drops_marks_that_nobody_looks_at_again() -> None:
     server = FakeServer()
     client = FakeAsyncRedis(server=server)
-    await client.set("quire:settled:old:0", "s#1=0", px=1)
+    await client.set("quire:settled:old:0", "0;s=1", px=1)
     ledger, number = Settlement(client, "s"), 0
     async with asyncio.timeout(20):
         while b"quire:settled:old:0" in server.dbs[0]._dict:

@@ -111,6 +111,7 @@ async def test_what_the_scheduler_decides_by_reaches_it_and_stays_with_a_request
         await generate(service)
     for request in (a.submitted[0], b.submitted[0]):
         assert {name: getattr(request, name) for name in decides} == decides
+    assert a.submitted[0].ledger_id == b.submitted[0].ledger_id != a.submitted[1].ledger_id
     assert not a.submitted[1].HasField("tenant_policy")
     assert not a.submitted[1].HasField("timeout_s")
 
