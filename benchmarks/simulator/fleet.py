@@ -5,7 +5,7 @@ hashes of its replicas' cached blocks, and how busy each replica is. The front r
 knows is that old; requests that it has sent since it adds itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from benchmarks.simulator.node import Node
 from quire.packing import unpack_int32
@@ -20,21 +20,25 @@ PERIOD_S = 0.1
 
 
 class SharedIndex:
-    """Which replicas hold a block, by its hash."""
+    """Which replicas hold a block, by its hash.
+
+    A set of replicas is an integer, bit n for replica n: a prompt's blocks may have a thousand holders each, and
+    what all of them share is found by a few hundred ANDs.
+    """
 
     def __init__(self) -> None:
-        self._holders: dict[bytes, set[int]] = {}
+        self._holders: dict[bytes, int] = {}
 
     def read(self, number: int, journal: list[tuple[bytes, int]]) -> None:
         """Take in, and empty, what a replica's pool has noted."""
         for name, block in journal:
-            holders = self._holders.setdefault(name, set())
-            if block == NOBODY:
-                holders.discard(number)
-                if not holders:
-                    del self._holders[name]
+            others = self._holders.get(name, 0) & ~(1 << number)
+            if block != NOBODY:
+                self._holders[name] = others | 1 << number
+            elif others:
+                self._holders[name] = others
             else:
-                holders.add(number)
+                self._holders.pop(name, None)
         journal.clear()
 
     def prefix_blocks(self, token_ids: bytes, root: bytes, block_size: int) -> dict[int, int]:
@@ -43,17 +47,26 @@ class SharedIndex:
         The last token is never looked up: it is always computed.
         """
         found: dict[int, int] = {}
-        holding: set[int] | None = None
         block_bytes = 4 * block_size
-        name = root
-        for block in range((len(token_ids) - 4) // block_bytes):
-            name = block_hash(name, token_ids[block * block_bytes : (block + 1) * block_bytes])
-            here = self._holders.get(name)
-            holding = here if holding is None or here is None else holding & here
-            if not here or not holding:
-                break
-            found |= dict.fromkeys(holding, block + 1)
+        most = (len(token_ids) - 4) // block_bytes
+        name, holding, length = root, -1, 0
+        while holding and length < most:
+            name = block_hash(name, token_ids[length * block_bytes : (length + 1) * block_bytes])
+            still = holding & self._holders.get(name, 0)
+            if length:
+                found |= dict.fromkeys(_members(holding & ~still), length)
+            holding = still
+            length += 1
+        if length:
+            found |= dict.fromkeys(_members(holding), length)
         return found
+
+
+def _members(holders: int) -> Iterator[int]:
+    while holders:
+        lowest = holders & -holders
+        yield lowest.bit_length() - 1
+        holders ^= lowest
 
 
 class Fleet:
@@ -85,10 +98,9 @@ class Fleet:
         root = root_hash(description.model.revision, request.tenant, request.cache_salt)
         cached = self._index.prefix_blocks(prompt, root, description.block_size)
         length = len(unpack_int32(prompt))
-        offers = [
-            Offer(name, load, length - cached.get(number, 0) * description.block_size)
-            for number, (name, load) in enumerate(zip(self._names, self._loads, strict=True))
-        ]
+        offers = [Offer(name, load, length) for name, load in zip(self._names, self._loads, strict=True)]
+        for number, blocks in cached.items():
+            offers[number] = offers[number]._replace(uncached=length - blocks * description.block_size)
         chosen = self._route(order, offers)
         number, load = int(chosen.name), chosen.load
         self._loads[number] = Load(load.backlog + chosen.uncached, load.rows + 1)

@@ -4,7 +4,7 @@ Rates are per replica and stated for llama-8b; another model's are raised by as 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.simulator.report import Report
 from benchmarks.simulator.step_time import Gpu, ModelShape, StepWork, step_time_s
@@ -13,6 +13,8 @@ from quire.v1 import types_pb2
 
 _REFERENCE_ROWS = 64
 _REFERENCE_CONTEXT = 1024
+_BURST_S = 5.0
+_BURST_END_S = 13.0
 
 Traces = Callable[[int, float], list[Trace]]
 """Traces for a seed and for how many times as much as one replica with llama-8b is to take."""
@@ -185,6 +187,37 @@ def _long_prompts_ratio(reports: Mapping[str, Report]) -> dict[str, float]:
     return {"short requests' p99 TTFT, with long / without": beside.p99 / alone.p99}
 
 
+def _behind_burst(seed: int, load: float) -> list[Trace]:
+    """Short requests on both sides of the burst keep what the scheduler knows of its speeds fresh."""
+    short = tuple(
+        replace(
+            each, group="short during the burst" if _BURST_S <= each.arrival_s < _BURST_END_S else "short"
+        )
+        for each in poisson(Draw(seed), rate=10 * load, duration_s=20, prompt=(30, 30), output=(32, 64))
+    )
+    long = burst(
+        Draw(seed + 1),
+        at_s=_BURST_S,
+        count=round(100 * load),
+        prompt=(4000, 4000),
+        output=(32, 64),
+        tenant="default",
+        group="long",
+    )
+    return [Trace("short only", short), Trace("behind a burst", (*short, *long))]
+
+
+def _behind_burst_figures(reports: Mapping[str, Report]) -> dict[str, float]:
+    alone, behind = (reports[name].groups for name in ("short only", "behind a burst"))
+    name = "short during the burst"
+    return {
+        "short requests' mean TTFT behind the burst, ms": 1e3 * behind[name].ttft_s.mean,
+        "their p99, ms": 1e3 * behind[name].ttft_s.p99,
+        "their p99 without the burst, ms": 1e3 * alone[name].ttft_s.p99,
+        "long requests' p99, ms": 1e3 * behind["long"].ttft_s.p99,
+    }
+
+
 def _deadlines(seed: int, load: float) -> list[Trace]:
     asked = poisson(
         Draw(seed),
@@ -197,17 +230,32 @@ def _deadlines(seed: int, load: float) -> list[Trace]:
     return [Trace("deadlines", tuple(asked))]
 
 
+def _floor_figures(reports: Mapping[str, Report]) -> dict[str, float]:
+    return {
+        f"victim's hits in percent, {name}": 100 * report.groups["victim"].hit_rate
+        for name, report in reports.items()
+    }
+
+
 def _fleet(seed: int, load: float) -> list[Trace]:
+    return [_fleet_trace("fleet", seed, load, duration_s=8)]
+
+
+def _fleet_1000(seed: int, load: float) -> list[Trace]:
+    return [_fleet_trace("fleet of 1,000", seed, load, duration_s=4)]
+
+
+def _fleet_trace(name: str, seed: int, load: float, duration_s: float) -> Trace:
     conversations = shared_system(
         Draw(seed),
         rate=3 * load,
-        duration_s=8,
+        duration_s=duration_s,
         num_systems=max(1, round(2 * load)),
         system=(2000, 4000),
         user=(16, 128),
         output=(8, 24),
     )
-    return [Trace("fleet", tuple(conversations))]
+    return Trace(name, tuple(conversations))
 
 
 SCENARIOS = {
@@ -238,16 +286,29 @@ SCENARIOS = {
         "a tenant's cached system prompts while another's long prompts pass through",
         _floor,
         num_blocks=12_000,
+        compare=_floor_figures,
     ),
     "tenants": Scenario("four tenants with more work than there is time for", _tenants),
     "long_prompts": Scenario(
         "long prompts among short ones of the same tenant", _long_prompts, compare=_long_prompts_ratio
+    ),
+    "behind_burst": Scenario(
+        "prompts of 30 tokens behind 100 of 4,000 that the same tenant sent at once",
+        _behind_burst,
+        compare=_behind_burst_figures,
     ),
     "deadlines": Scenario("twice the load that can be served, with deadlines", _deadlines),
     "fleet": Scenario(
         "many schedulers of ten replicas each, short questions under two long system prompts per replica",
         _fleet,
         replicas=100,
+        num_blocks=2_000,
+        policies=("cost", "round_robin", "least_loaded"),
+    ),
+    "fleet_1000": Scenario(
+        "a hundred schedulers of ten replicas each, four seconds of the same from empty caches",
+        _fleet_1000,
+        replicas=1000,
         num_blocks=2_000,
         policies=("cost", "round_robin", "least_loaded"),
     ),

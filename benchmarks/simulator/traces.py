@@ -147,8 +147,8 @@ def shared_system(
 
 
 def burst(
-    draw: Draw, *, at_s: float, count: int, prompt: Range, output: Range, tenant: str
+    draw: Draw, *, at_s: float, count: int, prompt: Range, output: Range, tenant: str, group: str = ""
 ) -> Iterator[Conversation]:
-    """`count` requests of one tenant at the same moment; the tenant is a group of its own."""
+    """`count` requests of one tenant at the same moment; without a name for their group it is the tenant's."""
     for _ in range(count):
-        yield Conversation(at_s, (Turn(draw.tokens(prompt), draw.length(output)),), tenant, group=tenant)
+        yield Conversation(at_s, (Turn(draw.tokens(prompt), draw.length(output)),), tenant, group or tenant)

@@ -47,6 +47,15 @@ class TestSharedIndex:
         assert journal == []
         assert index.prefix_blocks(prompt, ROOT, 4) == {7: 1}
 
+    def test_a_holder_that_lacks_a_block_counts_no_further_whoever_else_goes_on(self) -> None:
+        prompt = pack_int32(range(4 * 300 + 1))
+        names = hashes(prompt, 300)
+        index = SharedIndex()
+        for number in range(0, 1000, 7):
+            index.read(number, [(name, 1) for name in names[: number % 301]])
+        expected = {number: number % 301 for number in range(0, 1000, 7) if number % 301}
+        assert index.prefix_blocks(prompt, ROOT, 4) == expected
+
     def test_the_last_token_is_never_counted_as_cached(self) -> None:
         prompt = pack_int32(range(8))
         index = SharedIndex()
