@@ -11,8 +11,9 @@ layers, a relative error of
 
 where the 2 are the final norm and the embedding. A logit is a row w of the head times the stream h of d numbers; for an
 error in no particular direction it errs by s = e |h| |w| / sqrt(d) (rms), and is itself rounded once more, by at most
-u times its size. A log-probability is a difference of two such numbers, so its error is sqrt(2) s, and never in
-practice over six times that.
+u times its size. A log-probability is a difference of two such numbers, so its error is sqrt(2) s (rms). That is held
+as it is, with a factor of 2 for the mean square. Single errors are bound by six times the rms and the last rounding,
+but for one in a hundred: the sizes above are means over positions, and at some a model makes more of an error.
 """
 
 import math
@@ -35,7 +36,7 @@ class Tolerance:
     rms: float
     """Predicted root of the mean square."""
     largest: float
-    """What no error may pass."""
+    """What 99 % of the errors may not pass."""
 
 
 @torch.inference_mode()

@@ -31,7 +31,7 @@ def test_traffic_has_no_wrong_token_and_leaves_nothing_behind(tmp_path: Path) ->
 
 def test_prefills_agree(tmp_path: Path) -> None:
     claims = report_of("agreement", tmp_path)["claims"]
-    assert len(claims) == 6
+    assert len(claims) == 7
     assert all(claims.values())
 
 
