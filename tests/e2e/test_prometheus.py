@@ -25,7 +25,7 @@ pytestmark = [
 
 OBSERVABILITY = REPOSITORY / "deploy" / "observability"
 # Series that there are only once something has gone wrong.
-OF_FAULTS = {"HTTP errors by status", "Refused", "Ended early"}
+OF_FAULTS = {"HTTP errors by status", "Refused"}
 
 
 @pytest.fixture
