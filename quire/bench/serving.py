@@ -19,6 +19,7 @@ from quire.bench.floors import ModelCost, Rooflines, workload_floor
 from quire.bench.http_client import Exchange, HttpClient, Stream, read_json, read_stream
 from quire.bench.load import Arrivals, ClientCost, Load, body_of, departures, offer
 from quire.bench.peers import peer_serving
+from quire.bench.predictions import PredictionErrors, read_prediction_errors
 from quire.bench.report import Report, significant, spread
 from quire.bench.server_process import RunningServer, started_server
 from quire.bench.workloads import Item, Workload
@@ -86,8 +87,15 @@ async def measure_serving(options: ServingOptions, *, say: Callable[[str], None]
                 items = items_of(count, options.seed + number)
                 load = Load(rate, items, departures(rate, count, options.arrivals, options.seed))
                 say(f"{load.name} requests/s: {count} requests")
+                before = await _prediction_errors(server, say)
                 measured = await _measure(client, load, name, server, options)
-                results.append(measured | _floor_fields(load, floors) | {"peer": _peer(server, name, load)})
+                after = await _prediction_errors(server, say) if before else None
+                results.append(
+                    measured
+                    | {"prediction_error_ms": after.since(before) if before and after else None}
+                    | _floor_fields(load, floors)
+                    | {"peer": _peer(server, name, load)}
+                )
         finally:
             client.close()
     model: dict[str, Any] = {"name": name}
@@ -188,6 +196,15 @@ async def _measure(
     return _figures(load, exchanges, streams, cost, options) | {"server_cpu_s": used_s}
 
 
+async def _prediction_errors(server: RunningServer, say: Callable[[str], None]) -> PredictionErrors | None:
+    """None, and why, where the server does not tell."""
+    try:
+        return await read_prediction_errors(server.url, server.api_key)
+    except Internal as error:
+        say(f"how good the predicted times to first token are is left out: {error}")
+        return None
+
+
 def _figures(
     load: Load,
     exchanges: Sequence[Exchange],
@@ -268,7 +285,7 @@ def _peer(server: RunningServer, model: str, load: Load) -> dict[str, float] | N
 def serving_table(report: Report) -> Iterator[dict[str, object]]:
     """What a person wants to see of it, in milliseconds; the peer's figure after a slash."""
     for result in report.results:
-        peer = result["peer"] or {}
+        peer, predicted = result["peer"] or {}, result["prediction_error_ms"]
 
         def beside(value: float, name: str, peer: dict[str, float] = peer) -> str:
             return f"{value:.4g} / {peer[name]:g}" if name in peer else f"{value:.4g}"
@@ -280,6 +297,8 @@ def serving_table(report: Report) -> Iterator[dict[str, object]]:
             "TTFT p50": beside(result["ttft_ms"]["p50"], "ttft_p50_ms"),
             "TTFT p99": beside(result["ttft_ms"]["p99"], "ttft_p99_ms"),
             "floor": result["floor_ttft_ms"],
+            "predicted off by": predicted["mean"] if predicted else None,
+            "p90": predicted["p90"] if predicted else None,
             "ITL p50": beside(result["itl_ms"]["p50"], "itl_p50_ms"),
             "ITL p99": beside(result["itl_ms"]["p99"], "itl_p99_ms"),
             "TPOT mean": beside(result["tpot_ms"]["mean"], "tpot_mean_ms"),

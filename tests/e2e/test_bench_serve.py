@@ -59,6 +59,7 @@ async def test_a_running_server_is_measured_at_each_rate(server: Server, tmp_pat
     ]
     for result in (steady, at_once):
         check_times(result)
+        assert result["prediction_error_ms"]["requests"] == result["requests"]
     assert steady["duration_s"] > 0.45
 
 
@@ -106,3 +107,7 @@ async def test_a_server_of_its_own_is_timed_from_its_start(llama: Path, tmp_path
     assert 0 < report["model"]["ready_s"] < report["model"]["first_token_s"]
     assert {"gateway", "tokenizer_svc", "scheduler_svc", "gpu_worker"} == result["server_cpu_s"].keys()
     assert 0 < result["floor_ttft_ms"] < result["ttft_ms"]["p50"]
+    predicted = result["prediction_error_ms"]
+    assert predicted["requests"] == 4
+    assert predicted["mean"] > 0
+    assert 0 < predicted["p50"] <= predicted["p90"] <= predicted["p99"]
