@@ -13,13 +13,12 @@ from kernels import pdl
 from kernels.kv_scales import KvScales
 from kernels.paged_attention import DecodeWork
 from kernels.paged_attention.pages import tile_blocks, token_offsets, widened
-from kernels.paged_attention.plan import TILE
+from kernels.paged_attention.plan import TILE, program_sizes
 
 LOG2_E = 1.4426950408889634
 # More would set the registers of every program, and with them how many fit: 228 against 152 a thread for groups of 8.
 _MERGED_PER_THREAD = 64
 _MOST_AT_ONCE = 16
-_MANY_ROWS = 128
 
 
 @triton.jit
@@ -155,16 +154,14 @@ def _decode_kernel(
     WINDOW: tl.constexpr, NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP_PAD: tl.constexpr,
     GROUP_BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr, ONE_BLOCK: tl.constexpr, STAGES: tl.constexpr, HAS_SCALES: tl.constexpr, AT_ONCE: tl.constexpr,
-    EARLY: tl.constexpr, PDL: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     item = tl.program_id(0)
     head = tl.program_id(1)
     GROUP: tl.constexpr = NUM_HEADS // KV_HEADS
-    if not EARLY:
-        pdl.wait(PDL)
+    # The plan is of a kernel before the one that is waited for, which waited itself.
     row, start, end, first_item, num_items = read_item(items_ptr, item, tl.num_programs(0))
-    if EARLY:
-        pdl.wait(PDL)
+    pdl.wait(PDL)
     if start < end:
         seen_from = 0
         if WINDOW > 0:
@@ -207,14 +204,13 @@ def decode_attention(
     *,
     tile: int = 0,
     num_warps: int = 0,
-    num_stages: int = 2,
+    num_stages: int = 0,
     merged_per_thread: int = _MERGED_PER_THREAD,
-    reads_early: bool = False,
 ) -> None:
     """Attention of the first rows of a batch, those that `work` is of, into out [at least rows, heads, d].
 
-    A program holds num_stages - 1 tiles of keys and of values. `reads_early`: the items before the kernel before is
-    done, which must not be the one that planned them.
+    A program holds num_stages - 1 tiles of keys and of values. Planning must not be the kernel right before this
+    one: the items are read before that is done.
     """
     options = launch_options(
         q, k_cache, work, scales, tile=tile, num_warps=num_warps, num_stages=num_stages,
@@ -226,7 +222,7 @@ def decode_attention(
         scale * LOG2_E, q.stride(0), block_tables.stride(0),
         k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
         v_cache.stride(0), v_cache.stride(1), v_cache.stride(2), *(scales or (q, q)),
-        WINDOW=window or 0, EARLY=reads_early, **options, **pdl.options(),
+        WINDOW=window or 0, **options, **pdl.options(),
     )  # fmt: skip
 
 
@@ -238,19 +234,21 @@ def launch_options(
     *,
     tile: int = 0,
     num_warps: int = 0,
-    num_stages: int = 2,
+    num_stages: int = 0,
     merged_per_thread: int = _MERGED_PER_THREAD,
 ) -> dict[str, int]:
     """Sizes of a program that attends an item; 0 for those that were measured best."""
     (num_heads, head_dim), (num_kv_heads, block_size) = q.shape[1:], k_cache.shape[1:3]
     group = num_heads // num_kv_heads
     dim_pad = triton.next_power_of_2(head_dim)
-    # Two warps do not have the registers for wide heads.
-    num_warps = num_warps or (4 if dim_pad * q.element_size() > 256 else 2)
+    sizes = program_sizes(group, len(work.arrived))
+    # Two warps do not have the registers for wide heads, nor the shared memory the room for large tiles of them.
+    is_wide = dim_pad * q.element_size() > 256
+    tile = tile or (min(sizes.tile, TILE) if is_wide else sizes.tile)
+    num_warps = num_warps or (4 if is_wide else sizes.num_warps)
+    num_stages = num_stages or (2 if is_wide else sizes.num_stages)
     group_block = triton.next_power_of_2(group)
     at_once = max(1, min(_MOST_AT_ONCE, merged_per_thread * 32 * num_warps // (group_block * dim_pad)))
-    # Measured: many short programs for many rows, so long as a tile is not mostly the queries' own cost.
-    tile = tile or (TILE // 2 if group <= 2 and len(work.arrived) >= _MANY_ROWS else TILE)
     return {
         "NUM_HEADS": num_heads, "KV_HEADS": num_kv_heads, "GROUP_PAD": max(16, group_block),
         "GROUP_BLOCK": group_block, "HEAD_DIM": head_dim, "DIM_PAD": dim_pad, "BLOCK_SIZE": block_size, "TILE": tile,

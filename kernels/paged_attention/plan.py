@@ -6,6 +6,7 @@ place on the device where a program can run. A batch that fills the device with 
 """
 
 import functools
+from typing import NamedTuple
 
 import torch
 import triton
@@ -15,8 +16,28 @@ from kernels.paged_attention import DecodeWork
 
 TILE = 64
 """Items begin at multiples of so many tokens."""
-_PROGRAMS_PER_SM = 3
 _INTERPRETED_SMS = 4
+
+
+class ProgramSizes(NamedTuple):
+    """How an item is attended, and for how many items at once a plan cuts the work."""
+
+    tile: int
+    """KV tokens at a time."""
+    num_warps: int
+    num_stages: int
+    programs_per_sm: int
+
+
+def program_sizes(group: int, num_rows: int) -> ProgramSizes:
+    """What was measured best for so many query heads per KV head, and rows (docs/performance.md).
+
+    Small groups want small tiles, more of them under way. In large ones the queries cost each tile more, so that
+    large tiles pay, but for so many rows that each program has little to do.
+    """
+    if group <= 4:
+        return ProgramSizes(64, 2, 2, 4) if num_rows < 32 else ProgramSizes(32, 2, 3, 4)
+    return ProgramSizes(128, 4, 2, 2) if 32 <= num_rows < 128 else ProgramSizes(64, 2, 2, 3)
 
 
 @triton.jit(do_not_specialize=["num_rows", "most_items"])
@@ -67,9 +88,10 @@ def plan_decode(
     num_kv_heads: int,
     head_dim: int,
     *,
-    programs_per_sm: int = _PROGRAMS_PER_SM,
+    programs_per_sm: int = 0,
 ) -> DecodeWork:
-    """The work of the first `num_rows` rows, of which there is at least one."""
+    """The work of the first `num_rows` rows, of which there is at least one; 0 programs: what was measured best."""
+    programs_per_sm = programs_per_sm or program_sizes(num_heads // num_kv_heads, num_rows).programs_per_sm
     device = context_lens.device
     programs = programs_per_sm * _num_sms(device.index or 0 if device.type == "cuda" else -1)
     most_items = num_rows + triton.cdiv(programs, num_kv_heads)

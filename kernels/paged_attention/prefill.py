@@ -17,10 +17,10 @@ from kernels.paged_attention.pages import tile_blocks, token_offsets, widened
 
 _LOG2_E = 1.4426950408889634
 _LONG_CHUNK = 768
-# Queries and KV tokens of a tile, and warps: the best of a sweep (docs/performance.md).
-_LONG_TILES, _SHORT_TILES = (128, 128, 8), (64, 32, 4)
+# Queries and KV tokens of a tile, warps and stages: the best of a sweep (docs/performance.md).
+_LONG_TILES, _SHORT_TILES = (128, 128, 8, 3), (64, 32, 4, 2)
 # What widening takes of the registers leaves no room for more.
-_LONG_FP8_TILES = (128, 64, 8)
+_LONG_FP8_TILES = (128, 64, 8, 2)
 
 
 @triton.jit
@@ -58,7 +58,7 @@ def _attend_tiles(
         else:
             keys = tl.load(k_at, mask=(columns < HEAD_DIM)[:, None], other=0.0)
             values = tl.load(v_at, mask=(columns < HEAD_DIM)[None, :], other=0.0)
-        scores = tl.dot(q, keys.to(q.dtype), input_precision="ieee") * scale_log2
+        scores = tl.dot(q, keys.to(q.dtype), input_precision="ieee")
         if MASKED:
             seen = (tokens[None, :] <= positions[:, None]) & exists[None, :]
             if WINDOW > 0:
@@ -68,8 +68,9 @@ def _attend_tiles(
         shift = new_largest
         if MASKED:
             shift = tl.where(new_largest == float("-inf"), 0.0, new_largest)
-        weights = tl.exp2(scores - shift[:, None])
-        shrink = tl.exp2(largest - shift)
+        # Scaled here, where it costs no instruction of its own.
+        weights = tl.exp2(scores * scale_log2 - (shift * scale_log2)[:, None])
+        shrink = tl.exp2((largest - shift) * scale_log2)
         total = total * shrink + tl.sum(weights, axis=1)
         out = tl.dot(weights.to(q.dtype), values.to(q.dtype), out * shrink[:, None], input_precision="ieee")
         largest = new_largest
@@ -141,14 +142,15 @@ def _prefill_kernel(
 
 def _tiles(
     q: torch.Tensor, num_queries: int, num_chunks: int, group: int, has_scales: bool
-) -> tuple[int, int, int, int]:
-    """Queries times heads of a tile, its KV tokens, warps, and the heads."""
-    is_wide = triton.next_power_of_2(q.shape[2]) * q.element_size() > 256
-    if num_queries > _LONG_CHUNK * num_chunks and not is_wide:
-        return (*(_LONG_FP8_TILES if has_scales else _LONG_TILES), 1)
+) -> tuple[tuple[int, int, int, int], int]:
+    """Queries times heads of a tile, its KV tokens, warps and stages; and the heads."""
+    # Wide heads and float32 have no room for long tiles.
+    is_narrow = triton.next_power_of_2(q.shape[2]) <= 128 and q.element_size() <= 2
+    if num_queries > _LONG_CHUNK * num_chunks and is_narrow:
+        return (_LONG_FP8_TILES if has_scales else _LONG_TILES), 1
     # Places of a tile that no query would fill take other heads' queries, as far as the group divides.
     room = _SHORT_TILES[0] // triton.next_power_of_2(triton.cdiv(num_queries, num_chunks))
-    return (*_SHORT_TILES, max(1, min(room, group & -group)))
+    return _SHORT_TILES, max(1, min(room, group & -group))
 
 
 def prefill_attention(
@@ -166,20 +168,16 @@ def prefill_attention(
     block_n: int = 0,
     num_warps: int = 0,
     pack: int = 1,
-    num_stages: int = 2,
+    num_stages: int = 0,
 ) -> None:
     """Attention of the chunks of a batch into their places of out [queries, heads, d]."""
     num_heads, head_dim = q.shape[1], q.shape[2]
     num_kv_heads, block_size = k_cache.shape[1], k_cache.shape[2]
     dim_pad = triton.next_power_of_2(head_dim)
     if not block_m:
-        block_m, block_n, num_warps, pack = _tiles(
-            q,
-            len(q) - plan.num_decoding,
-            len(chunks.query_lens),
-            num_heads // num_kv_heads,
-            scales is not None,
-        )
+        group, num_queries = num_heads // num_kv_heads, len(q) - plan.num_decoding
+        sizes, pack = _tiles(q, num_queries, len(chunks.query_lens), group, scales is not None)
+        block_m, block_n, num_warps, num_stages = sizes
     _prefill_kernel[(len(chunks.tile_chunks) * (QUERY_TILE * pack // block_m), num_heads // pack)](
         q, k_cache, v_cache, out, plan.block_tables, plan.context_lens, chunks.query_lens, chunks.query_starts,
         chunks.tile_chunks, chunks.tile_starts, plan.num_decoding, scale * _LOG2_E,

@@ -16,11 +16,10 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from triton.experimental.gluon._runtime import GluonASTSource
 
 from kernels import pdl
 from kernels.kv_scales import FP8, KvScales
-from kernels.paged_attention import AttentionPlan, DecodeWork, decode, long_prefill, prefill
+from kernels.paged_attention import AttentionPlan, DecodeWork, decode, prefill
 from kernels.rope_attention import Rotation
 from kernels.rope_attention import decode as rope_decode
 from tests.support.attention_batch import chunks_of
@@ -59,8 +58,7 @@ class Recorder:
             if is_tensor or (isinstance(value, int) and value % 16 == 0):
                 attributes[(index,)] = [["tt.divisibility", 16]]
         constants = {(names.index(name),): value for name, value in keywords.items()}
-        source_of = GluonASTSource if self.kernel.is_gluon() else ASTSource
-        source = source_of(self.kernel, signature, constants, attributes)
+        source = ASTSource(self.kernel, signature, constants, attributes)
         self.shared = triton.compile(source, target=_HOPPER, options=options).metadata.shared
 
 
@@ -101,25 +99,13 @@ def compile_rope_decode(tensors: list[Any], *, with_norm: bool) -> int:
     return kernel.shared
 
 
-def compile_decode(tensors: list[Any], **options: Any) -> int:
+def compile_decode(tensors: list[Any], **options: int) -> int:
     """Bytes of shared memory."""
     q, k, v = tensors
     tables, lens, work = decoding(q)
     with mock.patch.object(decode, "_decode_kernel", Recorder(decode._decode_kernel)) as recorder:
         decode.decode_attention(q, k, v, tables, lens, work, q, 0.1, None, scales_for(k.dtype), **options)
     return recorder.shared
-
-
-def compile_long_prefill(tensors: list[Any], window: int | None) -> int:
-    """Bytes of shared memory."""
-    _, k, v = tensors
-    q = torch.empty(1024, *tensors[0].shape[1:], dtype=tensors[0].dtype)
-    tables, lens = torch.zeros(1, 64, dtype=torch.int32), torch.tensor([1024]).int()
-    plan = AttentionPlan(tables, lens, 0, None, None)
-    kernel = Recorder(long_prefill._long_prefill_kernel)
-    with mock.patch.object(long_prefill, "_long_prefill_kernel", kernel):
-        long_prefill.long_prefill_attention(q, k, v, plan, chunks_of([1024], first=0), q, 0.1, window)
-    return kernel.shared
 
 
 def compile_prefill(tensors: list[Any], query_lens: list[int]) -> int:
@@ -146,12 +132,9 @@ def launches() -> dict[str, Callable[[], int]]:
             found[f"decode {name}"] = lambda tensors=tensors: compile_decode(tensors)  # type: ignore[misc]
             found[f"short {name}"] = lambda tensors=tensors: compile_prefill(tensors, [9, 30])  # type: ignore[misc]
             found[f"long {name}"] = lambda tensors=tensors: compile_prefill(tensors, [1024])  # type: ignore[misc]
-        tensors = inputs(bfloat16, 128, 4, block_size, bfloat16)
-        found[f"gluon block {block_size}"] = partial(compile_long_prefill, tensors, None)
     narrow = inputs(torch.float16, 80, 3, 32, torch.float16)
     found["rope decode odd shape"] = partial(compile_rope_decode, narrow, with_norm=True)
     found["decode odd shape"] = lambda: compile_decode(narrow)
-    found["gluon odd shape"] = partial(compile_long_prefill, narrow, 100)
     found["short odd shape"] = lambda: compile_prefill(narrow, [9, 30])
     tensors = inputs(bfloat16, 128, 4, 16, bfloat16)
     for stages in (2, 3, 4):
