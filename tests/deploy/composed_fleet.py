@@ -25,6 +25,8 @@ class ComposedFleet:
         self.project = project
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.first_key = ""
+        """What the first start minted, once somebody has looked: containers that are made anew take their logs along."""
         self._environment = {**os.environ, **variables, "PORT": str(self.port)}
         self._compose = ["docker-compose"] if shutil.which("docker-compose") else ["docker", "compose"]
         self._scale: dict[str, int] = {}
