@@ -26,7 +26,7 @@ class ComposedFleet:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.first_key = ""
-        """What the first start minted, once somebody has looked: containers that are made anew take their logs along."""
+        """What the first start minted, once somebody has looked: containers made anew have other logs."""
         self._environment = {**os.environ, **variables, "PORT": str(self.port)}
         self._compose = ["docker-compose"] if shutil.which("docker-compose") else ["docker", "compose"]
         self._scale: dict[str, int] = {}
