@@ -87,8 +87,10 @@ def kv_budget(needs: MemoryNeeds, utilization: float) -> int:
 
 
 def _largest_step(num_rows: int, tokens_per_row: int, blocks_per_row: int) -> worker_pb2.StepCommand:
-    """Every row prefills, and samples with filters."""
-    sampling = types_pb2.SamplingParams(temperature=1, top_p=0.9, top_k=50, seed=1)
+    """Every row prefills, and samples with filters and penalties, whose tables are made then."""
+    sampling = types_pb2.SamplingParams(
+        temperature=1, top_p=0.9, top_k=50, frequency_penalty=0.1, repetition_penalty=1.1, seed=1
+    )
     adding = [
         worker_pb2.RowAdd(
             row=row,

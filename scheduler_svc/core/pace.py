@@ -5,8 +5,11 @@ from math import ceil, inf
 from scheduler_svc.core.chunking import chunk_budget
 from scheduler_svc.core.replica import Replica
 
-# A command that only decodes is sent so long before those in flight are done: twice its way, and a timer's grain.
+# A command that only decodes is sent so long before those in flight are done: what the last result's and its own way
+# take, a timer's grain, and what scheduler and worker compute for each row. With 3 ms for any number of rows an H200
+# waited for 4 % of its time at 256 rows, and no longer than 0.1 ms a step at a dozen.
 _SEND_AHEAD_S = 0.003
+_SEND_AHEAD_PER_ROW_S = 0.00003
 
 
 def decode_at(replica: Replica) -> float:
@@ -22,7 +25,8 @@ def decode_at(replica: Replica) -> float:
         max(record.decode_steps * speed.decode_step_s, record.prefill_tokens * speed.prefill_token_s)
         for record in replica.in_flight
     )
-    return _begun(replica) + least_s - _SEND_AHEAD_S
+    ahead_s = _SEND_AHEAD_S + replica.num_rows_taken * _SEND_AHEAD_PER_ROW_S
+    return _begun(replica) + least_s - ahead_s
 
 
 def in_flight_s(replica: Replica, now: float) -> float:
