@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from itertools import cycle
 
-import httpx2
 import openai
 
 NUM_KINDS = 12
@@ -52,8 +51,6 @@ async def stream(client: openai.AsyncOpenAI, kind: int) -> Stream:
     except openai.APIError as error:
         found.error = f"{type(error).__name__}: {error}"
         found.is_clear = "try again" in str(error)
-    except httpx2.HTTPError as error:  # which the SDK lets pass once the answer has begun
-        found.error = f"{type(error).__name__}: {error}"
     return found
 
 
