@@ -76,7 +76,6 @@ class InstantWorkerSettings(ServiceSettings):
             max_decode_steps=self.max_decode_steps,
             max_logprobs=self.max_logprobs,
             device="cpu",
-            world_size=1,
         )
 
 

@@ -68,13 +68,15 @@ def load(settings: WorkerSettings, worker_epoch: int, on_progress: Callable[[flo
     del parameters
     with start.phase("memory"):
         cache = _kv_cache(settings, decoder, description, dtype, device)
-    runner = ModelRunner(decoder, cache, limits=description, device=device)
+    with explained("making the rows", "lower gpu_memory_utilization or max_rows"):
+        runner = ModelRunner(decoder, cache, limits=description, device=device)
     if device.type == "cuda":
         with explained("recording steps", "lower gpu_memory_utilization or max_rows"):
             with start.phase("graphs") as tell:
                 runner.capture_graphs(tell)
             with start.phase("warm_up") as tell:
                 warm_up(runner, tell)
+        description.num_graphs = runner.num_graphs
         metrics.device_memory_allocated_bytes.set_function(torch.cuda.memory_allocated)
         metrics.device_memory_reserved_bytes.set_function(torch.cuda.memory_reserved)
     return LoadedWorker(description, runner, cache, start.seconds)
@@ -109,7 +111,6 @@ def _describe(
         max_decode_steps=settings.max_decode_steps,
         max_logprobs=min(settings.max_logprobs, config.vocab_size),
         device=torch.cuda.get_device_name(device) if is_gpu else "cpu",
-        world_size=1,
     )
 
 
@@ -124,7 +125,8 @@ def _kv_cache(
     config, block_size = decoder.config, description.block_size
     max_model_len = description.model.max_model_len
     is_fp8 = settings.kv_cache_dtype == "fp8"
-    scales = calibrate(decoder, max_model_len, dtype, device) if is_fp8 else None
+    with explained("calibrating the KV cache", "use a smaller model, or a GPU that nobody else uses"):
+        scales = calibrate(decoder, max_model_len, dtype, device) if is_fp8 else None
     itemsize = FP8.itemsize if is_fp8 else dtype.itemsize
     if is_fp8:
         description.capabilities.append("kv_fp8")

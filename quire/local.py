@@ -13,7 +13,7 @@ import grpc
 
 from quire.launcher import Launcher, LaunchError, ServiceCommand, services_directory
 from quire.rpc.channel import open_channel
-from quire.v1 import scheduler_pb2_grpc, tokenizer_pb2_grpc, types_pb2, worker_pb2_grpc
+from quire.v1 import scheduler_pb2_grpc, tokenizer_pb2_grpc, types_pb2, worker_pb2, worker_pb2_grpc
 
 _POLL_S = 0.05
 _STATUS_TIMEOUT_S = 1.0
@@ -44,7 +44,24 @@ async def worker_progress(stub: "worker_pb2_grpc.WorkerAsyncStub") -> str:
         return "starting services"
     if status.state == types_pb2.SERVICE_STATE_STARTING:
         return f"loading the model: {status.load_progress:.0%}"
-    return "model loaded"
+    try:
+        return worker_report(await stub.Describe(worker_pb2.DescribeRequest(), timeout=_STATUS_TIMEOUT_S))
+    except grpc.aio.AioRpcError:
+        return "model loaded"
+
+
+def worker_report(worker: worker_pb2.WorkerDescription) -> str:
+    """What a worker's memory goes to."""
+    tokens = worker.num_blocks * worker.block_size
+    graphs = f", {worker.num_graphs} graphs" if worker.num_graphs else ""
+    return (
+        f"model loaded on {worker.device}: weights {_bytes(worker.weights_bytes)}, KV cache "
+        f"{_bytes(worker.kv_cache_bytes)} for {tokens:,} tokens, {worker.max_rows} rows{graphs}"
+    )
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def flags(values: Mapping[str, object]) -> list[str]:
@@ -160,13 +177,14 @@ class LocalServices:
         """Return when the topmost service would take a request."""
         async with open_channel(self.worker_address) as worker_channel, self._top_channel() as channel:
             worker: worker_pb2_grpc.WorkerAsyncStub = worker_pb2_grpc.WorkerStub(worker_channel)
-            said = ""
-            while not await self._is_ready(channel):
+            said, is_ready = "", False
+            while not is_ready:
+                is_ready = await self._is_ready(channel)
                 progress = await worker_progress(worker)
                 if progress != said:
                     self._say(progress)
                 said = progress
-                await asyncio.sleep(_POLL_S)
+                await asyncio.sleep(0 if is_ready else _POLL_S)
 
     def _top_channel(self) -> grpc.aio.Channel:
         return open_channel(self.tokenizer_address if self._with_tokenizer else self.scheduler_address)

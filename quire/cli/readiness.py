@@ -25,6 +25,7 @@ class Readiness:
             while not await self._all_ready(host, port, gateways):
                 self._say(await worker_progress(stub))
                 await asyncio.sleep(_POLL_S)
+            self._say(await worker_progress(stub))
         finally:
             await channel.close()
 

@@ -55,8 +55,7 @@ class WorkerDescription(_message.Message):
     DEVICE_FIELD_NUMBER: _builtins.int
     KV_CACHE_BYTES_FIELD_NUMBER: _builtins.int
     WEIGHTS_BYTES_FIELD_NUMBER: _builtins.int
-    RANK_FIELD_NUMBER: _builtins.int
-    WORLD_SIZE_FIELD_NUMBER: _builtins.int
+    NUM_GRAPHS_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     """Name of the worker, stable over restarts."""
     worker_epoch: _builtins.int
@@ -79,10 +78,8 @@ class WorkerDescription(_message.Message):
     """Bytes of the KV cache."""
     weights_bytes: _builtins.int
     """Bytes of the weights."""
-    rank: _builtins.int
-    """Index of this worker among the tensor-parallel ranks of its replica; only rank 0 answers `Run`."""
-    world_size: _builtins.int
-    """Tensor-parallel ranks of its replica."""
+    num_graphs: _builtins.int
+    """Steps that are recorded as CUDA graphs."""
     @_builtins.property
     def model(self) -> _types_pb2.ModelDescription:
         """The model it holds."""
@@ -107,12 +104,11 @@ class WorkerDescription(_message.Message):
         device: _builtins.str = ...,
         kv_cache_bytes: _builtins.int = ...,
         weights_bytes: _builtins.int = ...,
-        rank: _builtins.int = ...,
-        world_size: _builtins.int = ...,
+        num_graphs: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "capabilities", b"capabilities", "device", b"device", "kv_cache_bytes", b"kv_cache_bytes", "max_decode_steps", b"max_decode_steps", "max_logprobs", b"max_logprobs", "max_rows", b"max_rows", "max_step_tokens", b"max_step_tokens", "model", b"model", "num_blocks", b"num_blocks", "rank", b"rank", "weights_bytes", b"weights_bytes", "worker_epoch", b"worker_epoch", "worker_id", b"worker_id", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "capabilities", b"capabilities", "device", b"device", "kv_cache_bytes", b"kv_cache_bytes", "max_decode_steps", b"max_decode_steps", "max_logprobs", b"max_logprobs", "max_rows", b"max_rows", "max_step_tokens", b"max_step_tokens", "model", b"model", "num_blocks", b"num_blocks", "num_graphs", b"num_graphs", "weights_bytes", b"weights_bytes", "worker_epoch", b"worker_epoch", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -147,7 +143,7 @@ Global___DescribeBlocksRequest: _TypeAlias = DescribeBlocksRequest  # noqa: Y015
 @_typing.final
 class DescribeBlocksResponse(_message.Message):
     """What blocks hold. A block is assigned by the command that gives it to a row to be written: as one of `RowAdd`'s
-    blocks past its computed tokens, by an append, or as the target of a copy.
+    blocks past its computed tokens, or by an append.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
