@@ -21,7 +21,9 @@ pytestmark = pytest.mark.e2e
 def test_the_printed_curl_line_streams_an_answer_with_the_minted_key(tmp_path: Path) -> None:
     with running_server(checkpoint(), tmp_path, api_key="") as server:
         text = "".join(server.lines)
-        assert re.search(r"model loaded on cpu: weights [\d.]+ MiB, KV cache [\d.]+ \wiB for [\d,]+ tokens", text)
+        assert re.search(
+            r"model loaded on cpu: weights [\d.]+ MiB, KV cache [\d.]+ \wiB for [\d,]+ tokens", text
+        )
         command = text[text.index("curl") :].partition("\ngRPC")[0]
         answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout
         assert answer.startswith("data: {")
