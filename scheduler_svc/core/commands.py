@@ -47,8 +47,7 @@ def next_command(
         _append_blocks(replica, command, live, short)
     rows.advance(live, decode_steps)
     _prefill(replica, command, record, len(live), is_shared=is_shared)
-    replica.last_step_sent = record.step_id
-    replica.in_flight.append(record)
+    replica.note_sent(record)
     return command
 
 

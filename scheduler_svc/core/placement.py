@@ -41,6 +41,7 @@ class Placement:
         blocked: list[Sequence] = []
         closed: set[Lane] = set()
         prefix_wanted: set[Request] = set()
+        others = [r for r in self._replicas.values() if r is not target and r.connected and not r.draining]
         for sequence in self._queue.in_order(closed):
             if passed_over == _MAX_PASSED_OVER:
                 break
@@ -59,13 +60,11 @@ class Placement:
                 continue
             if any(len(sequence.token_ids) >= len(other.token_ids) for other in blocked):
                 continue
-            prefix = target.find_prefix(sequence)
-            obstacle = target.obstacle(sequence, prefix)
-            elsewhere = self._open_elsewhere(sequence, target)
-            if obstacle in (None, QueueCause.PREFIX):
-                here = Offer(target.name, target.load, target.num_uncached(sequence, prefix))
-                if elsewhere and self._route(sequence.order, [here, *elsewhere]) is not here:
-                    continue
+            _, prefix, obstacle, here = target.look(sequence)
+            elsewhere = _open_elsewhere(sequence, others)
+            takes = obstacle in (None, QueueCause.PREFIX)
+            if takes and elsewhere and self._route(sequence.order, [here, *elsewhere]) is not here:
+                continue
             if obstacle is None:
                 self._place(sequence, target, prefix, now)
                 passed_over -= 1
@@ -99,17 +98,11 @@ class Placement:
         sequence.replica = target.name
         target.place(sequence, prefix, now)
 
-    def _open_elsewhere(self, sequence: Sequence, target: Replica) -> list[Offer]:
-        """Offers of the other replicas that could take the sequence now, or are computing its prefix."""
-        offers = []
-        for replica in self._replicas.values():
-            if replica is target or not replica.connected or replica.draining or not replica.fits(sequence):
-                continue
-            prefix = replica.find_prefix(sequence)
-            if replica.obstacle(sequence, prefix) in (None, QueueCause.PREFIX):
-                uncached = replica.num_uncached(sequence, prefix)
-                offers.append(Offer(replica.name, replica.load, uncached))
-        return offers
+
+def _open_elsewhere(sequence: Sequence, others: list[Replica]) -> list[Offer]:
+    """Offers of the other replicas that could take the sequence now, or are computing its prefix."""
+    looks = [replica.look(sequence) for replica in others]
+    return [look.offer for look in looks if look.obstacle is None or look.obstacle is QueueCause.PREFIX]
 
 
 def _make_room(replica: Replica, newcomer: Sequence, prefix: Prefix, obstacle: QueueCause) -> None:

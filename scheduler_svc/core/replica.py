@@ -14,7 +14,7 @@ from typing import NamedTuple
 from quire.v1 import worker_pb2
 from scheduler_svc.core.block_pool import BlockPool
 from scheduler_svc.core.limits import Limits
-from scheduler_svc.core.routing import Load
+from scheduler_svc.core.routing import Load, Offer
 from scheduler_svc.core.row_table import RowTable
 from scheduler_svc.core.sequence import LeaveReason, QueueCause, Sequence, SequenceState
 from scheduler_svc.core.speed import Speed
@@ -22,6 +22,8 @@ from scheduler_svc.core.tenants import Tenant
 
 # A result's way to the scheduler and the next command's to the worker, with what both compute.
 _ROUND_TRIP_S = 0.0015
+# An idle replica is asked about sequences that others take, and need not remember all of them.
+_MAX_LOOKS = 1024
 
 
 @dataclass(slots=True)
@@ -45,6 +47,16 @@ class Prefix(NamedTuple):
     """Blocks of its longest cached prefix."""
     num_coming: int
     """Blocks after those that another sequence is computing now."""
+
+
+class Look(NamedTuple):
+    """What a replica can do for a waiting sequence."""
+
+    num_tokens: int
+    """That the sequence had."""
+    prefix: Prefix
+    obstacle: QueueCause | None
+    offer: Offer
 
 
 class Replica:
@@ -77,12 +89,15 @@ class Replica:
         self._computing: dict[bytes, Sequence] = {}
         """Who computes a block that is not findable yet, by the block's hash."""
         self._released: list[Sequence] = []
+        self._looks: dict[Sequence, Look] = {}
+        """Those made since rows, blocks or prompts changed here: ten replicas ask each other more often than that."""
 
     # -- the worker comes and goes
 
     def connect(self, description: worker_pb2.WorkerDescription, lease_epoch: int) -> None:
         """A `Run` stream has opened: rows are free, blocks are as this process of the worker left them."""
         assert not self.connected
+        self._looks.clear()
         same_process = description.worker_epoch == self.description.worker_epoch
         if not same_process or description.num_blocks != self.pool.num_blocks:
             self.pool = BlockPool(description.num_blocks)
@@ -100,6 +115,7 @@ class Replica:
 
     def adopt(self, blocks: Iterable[tuple[bytes, int, tuple[int, int]]]) -> None:
         """Take over what free blocks hold: hash, block, and who assigned it."""
+        self._looks.clear()
         for block_hash, block, assigned in blocks:
             if 0 <= block < self.pool.num_blocks:
                 self.pool.adopt(block, block_hash)
@@ -108,6 +124,7 @@ class Replica:
     def disconnect(self) -> None:
         """The stream is gone: every row is released, and what still ran is preempted by that."""
         self.connected = False
+        self._looks.clear()
         self.in_flight.clear()
         self.to_add.clear()
         self.to_remove.clear()
@@ -192,6 +209,7 @@ class Replica:
 
     def set_policy(self, tenant: Tenant) -> None:
         """Give the tenant its floor and ceiling here, as far as they leave room for any one sequence of full length."""
+        self._looks.clear()
         pool, index = self.pool, tenant.index
         longest = min(pool.num_blocks, self.blocks_for(self.description.model.max_model_len - 1))
         most = pool.num_blocks - longest - pool.floors_of_others(index)
@@ -208,6 +226,26 @@ class Replica:
     def fits(self, sequence: Sequence) -> bool:
         """Whether the replica, without other work, could run the sequence to its limit."""
         return self.blocks_for(sequence.max_total_tokens - 1) <= self.pool.num_blocks
+
+    def note_sent(self, record: InFlight) -> None:
+        """A command has been made: rows have got blocks, and prompts have less left to compute."""
+        self._looks.clear()
+        self.last_step_sent = record.step_id
+        self.in_flight.append(record)
+
+    def look(self, sequence: Sequence) -> Look:
+        """What it can do for a waiting sequence now."""
+        known = self._looks.get(sequence)
+        if known is None or known.num_tokens != len(sequence.token_ids):
+            if len(self._looks) >= _MAX_LOOKS:
+                self._looks.clear()
+            known = self._looks[sequence] = self._look_anew(sequence)
+        return known
+
+    def _look_anew(self, sequence: Sequence) -> Look:
+        prefix = self.find_prefix(sequence)
+        offer = Offer(self.name, self.load, self.num_uncached(sequence, prefix))
+        return Look(len(sequence.token_ids), prefix, self.obstacle(sequence, prefix), offer)
 
     def find_prefix(self, sequence: Sequence) -> Prefix:
         """The sequence's longest known prefix; its last token is always left to compute."""
@@ -226,6 +264,8 @@ class Replica:
 
     def obstacle(self, sequence: Sequence, prefix: Prefix) -> QueueCause | None:
         """What keeps the sequence from a row here; None: nothing."""
+        if not self.fits(sequence):
+            return QueueCause.WORKER
         uncached = len(sequence.token_ids) - prefix.num_cached * self.block_size
         if prefix.num_coming * self.block_size * 2 > uncached:
             # Waiting saves more than half of what it would compute now.
@@ -288,6 +328,7 @@ class Replica:
 
     def place(self, sequence: Sequence, prefix: Prefix, now: float) -> None:
         """Give the sequence a row and blocks; the next command adds it."""
+        self._looks.clear()
         tenant, cached = sequence.request.tenant, self._cached_blocks(sequence, prefix)
         for block in cached:
             self.pool.share(block, tenant.index)
@@ -303,6 +344,7 @@ class Replica:
     def leave(self, sequence: Sequence, reason: LeaveReason) -> None:
         """Take the sequence off its row; `take_released` gives it back when nothing touches it any more."""
         assert sequence.state is SequenceState.RUNNING
+        self._looks.clear()
         sequence.state = SequenceState.LEAVING
         sequence.leave_reason = reason
         self.rows.stop(sequence.row)
@@ -350,6 +392,7 @@ class Replica:
                 end = max(end, len(sequence.token_ids) - 1)
             count, done = end // self.block_size, int(rows.num_committed[sequence.row])
             if count > done:
+                self._looks.clear()
                 assert count <= len(sequence.block_ids), (
                     "blocks were released before their removal has retired"
                 )
@@ -376,6 +419,12 @@ class Replica:
         assert all(s.num_prefill_left for s in self.prefilling)
         running = set(self.running())
         assert set(self._computing.values()) <= running, "a prefix is awaited that nobody computes"
+        for sequence, known in self._looks.items():
+            if sequence.state is SequenceState.WAITING and known.num_tokens == len(sequence.token_ids):
+                assert known == self._look_anew(sequence), "what it can do for a sequence changed unnoticed"
+                hashes = sequence.hash_blocks((known.num_tokens - 1) // self.block_size, self.block_size)
+                walked = next((n for n, h in enumerate(hashes) if self.pool.lookup(h) is None), len(hashes))
+                assert walked == known.prefix.num_cached, "a remembered prefix is not the one that is cached"
 
     def _stop_computing(self, sequence: Sequence) -> None:
         """What it has not computed is not coming from it any more."""
@@ -387,6 +436,7 @@ class Replica:
 
     def _release(self, sequence: Sequence) -> None:
         sequence.settle()
+        self._looks.clear()
         self.rows.release(sequence.row)
         self.pool.free(sequence.block_ids, sequence.request.tenant.index)
         sequence.block_ids = []
