@@ -8,7 +8,7 @@ from opentelemetry.util.types import AttributeValue
 from quire import telemetry
 from quire.v1 import types_pb2
 from scheduler_svc import metrics
-from scheduler_svc.core.scheduler import Ending
+from scheduler_svc.core.live_requests import Ending
 from scheduler_svc.settlement import LedgerRecord, Settlement
 
 _REASONS = {

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from benchmarks.simulator.worker_model import SimulatedWorker
 from quire.v1 import scheduler_pb2, worker_pb2
-from scheduler_svc.core.scheduler import Ending, Scheduler
+from scheduler_svc.core.live_requests import Ending
+from scheduler_svc.core.scheduler import Scheduler
 
 _CLIENT = 1
 

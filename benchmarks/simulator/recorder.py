@@ -10,7 +10,7 @@ from benchmarks.simulator.traces import Trace
 from quire.errors import QuireError
 from quire.packing import unpack_int32, unpack_uint32
 from quire.v1 import scheduler_pb2, types_pb2
-from scheduler_svc.core.scheduler import Ending
+from scheduler_svc.core.live_requests import Ending
 
 
 class Outcome(IntEnum):

@@ -15,7 +15,7 @@ from benchmarks.simulator.traces import Tokens, Trace
 from quire.errors import Overloaded
 from quire.packing import pack_int32, unpack_int32
 from quire.v1 import scheduler_pb2, types_pb2
-from scheduler_svc.core.scheduler import Ending
+from scheduler_svc.core.live_requests import Ending
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,12 @@
 """From what a client asked to a request with its sequences; nothing of it is queued yet."""
 
 from quire.v1 import scheduler_pb2
+from scheduler_svc.core.abilities import Abilities
 from scheduler_svc.core.block_hash import public_root, root_hash
 from scheduler_svc.core.limits import Limits
 from scheduler_svc.core.sequence import Request, Sequence
 from scheduler_svc.core.tenants import Tenant
-from scheduler_svc.core.validation import Abilities, plan_sequences
+from scheduler_svc.core.validation import plan_sequences
 
 
 def make_request(

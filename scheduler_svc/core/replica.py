@@ -298,8 +298,7 @@ class Replica:
         """
         if not self._needs_more(sequence, prefix, self.pool.reserved(sequence.request.tenant.index)):
             return 0
-        priority = sequence.request.priority
-        return sum(1 for s in self.rows.sequences if s is not None and s.request.priority <= priority)
+        return self.rows.num_not_below(sequence.request.priority)
 
     def num_blocks_needed(self, sequence: Sequence, prefix: Prefix) -> int:
         """Free blocks that the sequence would take for its tokens so far."""

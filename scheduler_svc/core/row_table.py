@@ -4,6 +4,8 @@ A row is *taken* from the step that adds it until the command that removes it ha
 is RUNNING and past its prompt the row is *decoding*. Column lengths are all [max_rows].
 """
 
+from collections import Counter
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,16 +38,22 @@ class RowTable:
         self.indices = np.zeros(max_rows, np.uint32)
         self.tenants = np.zeros(max_rows, np.int64)  # their indices
         self._free = list(range(max_rows - 1, -1, -1))
+        self._of_priority: Counter[int] = Counter()
 
     @property
     def num_free(self) -> int:
         """Rows that can be taken."""
         return len(self._free)
 
+    def num_not_below(self, priority: int) -> int:
+        """Rows taken by sequences of this priority or a higher one, which is a smaller number."""
+        return sum(count for each, count in self._of_priority.items() if each <= priority)
+
     def take(self, sequence: Sequence, block_ids: list[int], num_cached: int, now: float) -> None:
         """Seat a sequence on a free row, with a new epoch."""
         row = self._free.pop()
         self.sequences[row] = sequence
+        self._of_priority[sequence.request.priority] += 1
         self.taken[row] = True
         self.epochs[row] += 1
         sequence.enter(row, block_ids, num_cached, now)
@@ -75,6 +83,7 @@ class RowTable:
         sequence.last_token_at = float(self.last_token_at[row])
         sequence.row = NOBODY
         self.sequences[row] = None
+        self._of_priority[sequence.request.priority] -= 1
         self.taken[row] = False
         self.decoding[row] = False
         self.clients[row] = NOBODY
@@ -112,6 +121,8 @@ class RowTable:
         taken = [row for row, sequence in enumerate(self.sequences) if sequence is not None]
         assert taken == np.flatnonzero(self.taken).tolist(), "the column and the sequences differ"
         assert sorted([*self._free, *taken]) == list(range(self.max_rows)), "a row is lost or free twice"
+        seated = [sequence for sequence in self.sequences if sequence is not None]
+        assert self._of_priority == Counter(s.request.priority for s in seated), "priorities are miscounted"
         for row in taken:
             sequence = self.sequences[row]
             assert sequence is not None

@@ -9,7 +9,6 @@ clock.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import inf
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,32 +16,25 @@ from numpy.typing import NDArray
 from quire.errors import DeadlineExceeded, InvalidRequest, NotReady
 from quire.v1 import scheduler_pb2, types_pb2, worker_pb2
 from scheduler_svc.core import step_tokens
+from scheduler_svc.core.abilities import Abilities, check_worker
 from scheduler_svc.core.admission import Backlog, admit
 from scheduler_svc.core.commands import next_command
 from scheduler_svc.core.deadlines import Deadlines
 from scheduler_svc.core.intake import make_request
 from scheduler_svc.core.limits import Limits
+from scheduler_svc.core.live_requests import Ending, LiveRequests
 from scheduler_svc.core.pace import decode_at
 from scheduler_svc.core.placement import Placement
 from scheduler_svc.core.queue import WaitingQueue
 from scheduler_svc.core.replica import Replica
 from scheduler_svc.core.routing import Offer, Route, cheapest
 from scheduler_svc.core.sequence import LeaveReason, Request, Sequence, SequenceState
-from scheduler_svc.core.step_tokens import ProtocolError, StepTokens
+from scheduler_svc.core.step_tokens import StepTokens
 from scheduler_svc.core.tenants import Tenant, Tenants
-from scheduler_svc.core.token_batch import merge
-from scheduler_svc.core.validation import Abilities, check_policy
+from scheduler_svc.core.validation import check_policy
 
 # A worker takes seconds to load.
 _RETRY_S = 5.0
-
-
-class Ending(NamedTuple):
-    """A sequence that ended, for metrics and traces."""
-
-    sequence: Sequence
-    finish_reason: types_pb2.FinishReason.ValueType
-    usage: types_pb2.Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +65,11 @@ class Scheduler:
         """What the replicas can take; None until a worker has described itself."""
         self._limits = limits
         self._placement = Placement(self.queue, self.replicas, limits, route)
-        self._requests: dict[int, dict[int, Request]] = {}
+        self._requests = LiveRequests(self.tenants)
         self._deadlines = Deadlines()
         self._alone_since = inf
         """When the last worker was lost, in seconds; inf while one is connected, or has yet to come."""
         self._num_arrived = 0
-        self._mean_output = 0.0
-        """Smoothed number of tokens that sequences generate."""
-        self._updates: dict[int, list[scheduler_pb2.TokenBatch]] = {}
-        self._endings: list[Ending] = []
 
     # -- workers
 
@@ -98,21 +86,8 @@ class Scheduler:
         `adopted`: hash, block, and (lease epoch, step id) of the assigning command, of blocks known to hold their
         content from before.
         """
-        others = [r for r in self.replicas.values() if r.connected and r.name != name]
-        if self.abilities is not None and (others or self.num_requests):
-            served = self.abilities.model
-            model = description.model
-            theirs = (served.name, served.revision, served.vocab_size, self.abilities.block_size)
-            its = (model.name, model.revision, model.vocab_size, description.block_size)
-            if its != theirs:
-                raise ProtocolError(
-                    f"model, revision, vocabulary and block size are {its}, where {theirs} is served"
-                )
-        sizes = (description.block_size, description.num_blocks, description.max_rows)
-        if min(*sizes, description.max_step_tokens, description.max_decode_steps) < 1:
-            raise ProtocolError("it has no rows or no blocks, or takes no tokens or no steps")
-        if len(description.model.eos_token_ids) % 4:
-            raise ProtocolError("its eos_token_ids are not packed int32")
+        others = any(replica.connected and replica.name != name for replica in self.replicas.values())
+        check_worker(description, self.abilities if others or self.num_requests else None)
         replica = self.replicas.get(name)
         if replica is None:
             replica = self.replicas[name] = Replica(name, self._limits)
@@ -172,12 +147,11 @@ class Scheduler:
     @property
     def num_requests(self) -> int:
         """Requests that have not ended."""
-        return sum(len(handles) for handles in self._requests.values())
+        return len(self._requests)
 
     def requests(self) -> Iterator[Request]:
         """Requests that have not ended."""
-        for handles in self._requests.values():
-            yield from handles.values()
+        return iter(self._requests)
 
     def add(self, client: int, handle: int, asked: scheduler_pb2.TokenRequest, seed: int, now: float) -> None:
         """Queue a request; its tokens come back under (client, handle).
@@ -189,7 +163,7 @@ class Scheduler:
             raise NotReady("no worker has been connected yet")
         if self._given_up_at <= now:
             raise _no_worker()
-        if handle in self._requests.get(client, ()):
+        if self._requests.get(client, handle) is not None:
             self.cancel(client, handle, now)
             raise InvalidRequest(f"handle {handle} is in use")
         tenant = self._tenant(asked)
@@ -202,16 +176,15 @@ class Scheduler:
         request.predicted_ttft_s = admit(
             backlog,
             self._limits,
-            output_tokens=min(self._mean_output, first.max_total_tokens - len(first.token_ids)),
+            output_tokens=min(self._requests.mean_output, first.max_total_tokens - len(first.token_ids)),
             timeout_s=asked.timeout_s if asked.HasField("timeout_s") else None,
         )
         self._num_arrived += len(request.sequences)
-        self._requests.setdefault(client, {})[handle] = request
+        self._requests.add(request)
         if request.deadline is not None and request.deadline < inf:
             self._deadlines.watch(request.deadline, request)
         for sequence, num_uncached in zip(request.sequences, backlog.uncached, strict=True):
             sequence.num_uncached = num_uncached
-            self.tenants.enter(tenant)
             self._start(sequence, now)
 
     def _tenant(self, asked: scheduler_pb2.TokenRequest) -> Tenant:
@@ -248,31 +221,31 @@ class Scheduler:
     def _start(self, sequence: Sequence, now: float) -> None:
         """Queue a new sequence, unless what it is resumed with is its whole output."""
         if sequence.num_output_tokens and sequence.token_ids[-1] in sequence.stop_token_ids:
-            self._end(sequence, types_pb2.FINISH_REASON_STOP, now)
+            self._requests.end(sequence, types_pb2.FINISH_REASON_STOP, now)
         elif len(sequence.token_ids) >= sequence.max_total_tokens:
-            self._end(sequence, types_pb2.FINISH_REASON_LENGTH, now)
+            self._requests.end(sequence, types_pb2.FINISH_REASON_LENGTH, now)
         else:
             self.queue.push(sequence)
 
     def cancel(self, client: int, handle: int, now: float) -> None:
         """Stop a request, in whatever state; nothing more comes back for it. Unknown handles are ignored."""
-        request = self._requests.get(client, {}).get(handle)
+        request = self._requests.get(client, handle)
         if request is not None:
             self._give_up(request, LeaveReason.CANCELLED, now)
-            self._forget(request)
+            self._requests.forget(request)
 
     def finish(self, client: int, handle: int, index: int, now: float) -> None:
         """End one sequence whose output is complete; its end comes back, its further tokens do not."""
-        request = self._requests.get(client, {}).get(handle)
+        request = self._requests.get(client, handle)
         if request is None or index >= len(request.sequences):
             return
         self._give_up_sequence(request.sequences[index], LeaveReason.STOPPED, now)
 
     def cancel_client(self, client: int, now: float) -> None:
         """Stop all requests of a client that is gone."""
-        for handle in list(self._requests.get(client, ())):
+        for handle in self._requests.handles(client):
             self.cancel(client, handle, now)
-        self._updates.pop(client, None)
+        self._requests.drop_updates(client)
 
     def next_deadline(self) -> float:
         """Time at which `expire` should be called even if nothing happens; inf if never."""
@@ -315,7 +288,7 @@ class Scheduler:
         if self._given_up_at <= now:
             for sequence in self.queue.in_order():
                 self.queue.remove(sequence)
-                self._end(sequence, types_pb2.FINISH_REASON_ERROR, now, _no_worker().to_proto())
+                self._requests.end(sequence, types_pb2.FINISH_REASON_ERROR, now, _no_worker().to_proto())
 
     # -- steps
 
@@ -339,7 +312,7 @@ class Scheduler:
         error = InvalidRequest(
             f"no worker holds {sequence.max_total_tokens} tokens any more", param="max_tokens"
         )
-        self._end(sequence, types_pb2.FINISH_REASON_ERROR, now, error.to_proto())
+        self._requests.end(sequence, types_pb2.FINISH_REASON_ERROR, now, error.to_proto())
 
     def apply(self, name: str, result: worker_pb2.StepResult, now: float) -> StepStats:
         """Take in what a command did. After a ProtocolError the caller gives the stream up (`detach`)."""
@@ -354,7 +327,7 @@ class Scheduler:
             if result.logprobs:
                 own_rows = rows if entries is None else rows[entries]
                 step_tokens.add_logprobs(batch, own_rows, replica, result)
-            self._updates.setdefault(client, []).append(batch)
+            self._requests.tell(client, batch)
         replica.commit_blocks(sequence for sequence, _ in record.chunks)
         replica.commit_blocks(step_tokens.rows_with_full_blocks(replica, step))
         self._end_finished(replica, step, result, now)
@@ -395,7 +368,7 @@ class Scheduler:
         elif sequence.leave_reason is not LeaveReason.PREEMPTED:
             return  # given up, and ends so when its row is released
         sequence.settle()
-        self._end(sequence, reason, now, error)
+        self._requests.end(sequence, reason, now, error)
 
     # -- ends
 
@@ -415,60 +388,21 @@ class Scheduler:
         if reason is LeaveReason.EXPIRED:
             waited = "queued" if sequence.admitted_at != sequence.admitted_at else "running"
             error = DeadlineExceeded(f"the request's deadline passed while it was {waited}", param="timeout")
-            self._end(sequence, types_pb2.FINISH_REASON_ERROR, now, error.to_proto())
+            self._requests.end(sequence, types_pb2.FINISH_REASON_ERROR, now, error.to_proto())
         elif reason is LeaveReason.STOPPED:
-            self._end(sequence, types_pb2.FINISH_REASON_STOP, now)
+            self._requests.end(sequence, types_pb2.FINISH_REASON_STOP, now)
         else:
-            self._end(sequence, types_pb2.FINISH_REASON_CANCELLED, now)
-
-    def _end(
-        self,
-        sequence: Sequence,
-        reason: types_pb2.FinishReason.ValueType,
-        now: float,
-        error: types_pb2.Error | None = None,
-    ) -> None:
-        request = sequence.request
-        sequence.state, sequence.ended_at = SequenceState.ENDED, now
-        usage = sequence.usage()
-        self._endings.append(Ending(sequence, reason, usage))
-        self.tenants.leave(request.tenant)
-        if reason in (types_pb2.FINISH_REASON_STOP, types_pb2.FINISH_REASON_LENGTH):
-            self._mean_output += 0.05 * (sequence.num_output_tokens - self._mean_output)
-        request.num_unfinished -= 1
-        if request.num_unfinished == 0:
-            self._forget(request)
-        if reason == types_pb2.FINISH_REASON_CANCELLED:
-            return
-        end = scheduler_pb2.SequenceEnd(
-            handle=request.handle, sequence=sequence.index, finish_reason=reason, usage=usage, error=error
-        )
-        last = sequence.token_ids[-1]
-        if reason == types_pb2.FINISH_REASON_STOP and last in sequence.stop_token_ids:
-            end.stop_token_id = last
-        self._updates.setdefault(request.client, []).append(scheduler_pb2.TokenBatch(ends=[end]))
-
-    def _forget(self, request: Request) -> None:
-        handles = self._requests.get(request.client, {})
-        # A cancelled request's handle may be another's by the time its last row is released.
-        if handles.get(request.handle) is request:
-            del handles[request.handle]
-            if not handles:
-                del self._requests[request.client]
+            self._requests.end(sequence, types_pb2.FINISH_REASON_CANCELLED, now)
 
     # -- what the shell takes away
 
     def take_updates(self) -> dict[int, scheduler_pb2.TokenBatch]:
         """What each client has to be told since the last call."""
-        updates, self._updates = self._updates, {}
-        return {
-            client: batches[0] if len(batches) == 1 else merge(batches) for client, batches in updates.items()
-        }
+        return self._requests.take_updates()
 
     def take_endings(self) -> list[Ending]:
         """Sequences that ended since the last call, in order."""
-        endings, self._endings = self._endings, []
-        return endings
+        return self._requests.take_endings()
 
     def check_integrity(self) -> None:
         """Assert the invariants of everything held."""
@@ -476,6 +410,4 @@ class Scheduler:
         self.tenants.check_integrity()
         for replica in self.replicas.values():
             replica.check_integrity()
-        for request in self.requests():
-            unfinished = [s for s in request.sequences if s.state is not SequenceState.ENDED]
-            assert len(unfinished) == request.num_unfinished > 0
+        self._requests.check_integrity()

@@ -1,7 +1,6 @@
 """What a request must be for the scheduler to take it; errors name fields in the words of the OpenAI API."""
 
 from array import array
-from collections.abc import Iterable
 from dataclasses import dataclass
 from math import isfinite
 
@@ -10,7 +9,8 @@ from numpy.typing import NDArray
 
 from quire.errors import InvalidRequest
 from quire.packing import pack_int32, unpack_float32, unpack_int32
-from quire.v1 import scheduler_pb2, types_pb2, worker_pb2
+from quire.v1 import scheduler_pb2, types_pb2
+from scheduler_svc.core.abilities import Abilities
 from scheduler_svc.core.limits import Limits
 
 _MAX_REQUEST_ID = 256
@@ -18,37 +18,6 @@ MAX_LEDGER_ID = 64
 _MAX_STOP_TOKEN_IDS = 256
 _MAX_LOGIT_BIASES = 1024
 _SEED_STEP = 0x9E3779B97F4A7C15
-
-
-@dataclass(frozen=True, slots=True)
-class Abilities:
-    """What the connected replicas can take, the most of each."""
-
-    model: types_pb2.ModelDescription
-    block_size: int
-    eos_token_ids: frozenset[int]
-    max_total_tokens: int
-    """Most tokens of prompt and output: the model's context, or what one pool of blocks holds."""
-    max_logprobs: int
-    capabilities: frozenset[str]
-
-    @classmethod
-    def of(
-        cls, newest: worker_pb2.WorkerDescription, known: Iterable[worker_pb2.WorkerDescription]
-    ) -> "Abilities":
-        """What the newest worker and those known that hold the same model can take."""
-        model = newest.model
-        workers = [newest, *(worker for worker in known if worker.model.revision == model.revision)]
-        # The KV of its last token is never computed, so a sequence may fill the pool and have one token more.
-        pool_tokens = max(worker.num_blocks * worker.block_size for worker in workers) + 1
-        return cls(
-            model=model,
-            block_size=newest.block_size,
-            eos_token_ids=frozenset(unpack_int32(model.eos_token_ids).tolist()),
-            max_total_tokens=min(model.max_model_len, pool_tokens),
-            max_logprobs=min(worker.max_logprobs for worker in workers),
-            capabilities=frozenset.intersection(*(frozenset(worker.capabilities) for worker in workers)),
-        )
 
 
 @dataclass(frozen=True, slots=True)

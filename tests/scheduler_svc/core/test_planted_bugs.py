@@ -44,8 +44,8 @@ def free_at_removal(patch: pytest.MonkeyPatch) -> None:
     """Rows and blocks go back when the command that removes them is sent: a worker in order would not notice."""
     next_command = commands.next_command
 
-    def next_and_free(replica: Replica, **flags: bool) -> object:
-        command = next_command(replica, **flags)
+    def next_and_free(replica: Replica, now: float, **flags: bool) -> object:
+        command = next_command(replica, now, **flags)
         if command is not None:
             replica.release_removed(replica.in_flight[-1])
             replica.in_flight[-1].removed = []
@@ -76,7 +76,7 @@ def all_clients_leave(patch: pytest.MonkeyPatch) -> None:
 
     def cancel_all(self: Scheduler, client: int, now: float) -> None:
         cancel_client(self, client, now)
-        for other in list(self._requests):
+        for other in {request.client for request in self.requests()}:
             cancel_client(self, other, now)
 
     patch.setattr(Scheduler, "cancel_client", cancel_all)
@@ -116,7 +116,7 @@ def lost_cancel(patch: pytest.MonkeyPatch) -> None:
     cancel = Scheduler.cancel
 
     def cancel_some(self: Scheduler, client: int, handle: int, now: float) -> None:
-        request = self._requests.get(client, {}).get(handle)
+        request = self._requests.get(client, handle)
         if request is not None and request.sequences[0].state is sequence.SequenceState.RUNNING:
             cancel(self, client, handle, now)
 

@@ -7,8 +7,9 @@ import pytest
 from quire.errors import InvalidRequest
 from quire.packing import pack_float32, pack_int32, unpack_int32
 from quire.v1 import scheduler_pb2, types_pb2
+from scheduler_svc.core.abilities import Abilities
 from scheduler_svc.core.limits import Limits
-from scheduler_svc.core.validation import Abilities, SequencePlan, plan_sequences, sequence_seed
+from scheduler_svc.core.validation import SequencePlan, plan_sequences, sequence_seed
 
 ABILITIES = Abilities(
     model=types_pb2.ModelDescription(name="m", vocab_size=100, max_model_len=64),
