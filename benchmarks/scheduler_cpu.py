@@ -2,12 +2,14 @@
 
     python -m benchmarks.scheduler_cpu --rows 256 1024 --json benchmarks/results/scheduler_cpu.json
 
-Two measurements, every command one decode step:
+Three measurements, every command one decode step:
 
 * core: `apply` of a result, `schedule` of the next command and `take_updates`, alone, in CPU seconds of this
   process. The worker is `benchmarks.instant_rows` in the same process, outside the measured span. `wire` is what
   encoding the command and the batch and decoding the result come to, which gRPC does on the same thread. The same
   again with a million blocks of other requests in the prefix cache, out of which the running ones are evicting.
+* queue: the same span with ten replicas under one scheduler and a queue that is never empty: 40 shared prompts of
+  4,000 tokens with 40 of their own behind, more than the blocks hold. Admission is counted apart, per request.
 * stream: the service's own step loop against `benchmarks.instant_worker` in a process of its own, over a real
   gRPC stream on a Unix socket, two commands in flight: steps per second, and this process's CPU seconds per step,
   all threads and gRPC included.
@@ -33,6 +35,7 @@ import uvloop
 
 from benchmarks.instant_rows import InstantRows
 from benchmarks.instant_worker import InstantWorkerSettings
+from benchmarks.scheduler_cpu_queue import measure_queue
 from quire.logging import configure_logging
 from quire.packing import pack_int32
 from quire.redis_client import open_redis
@@ -241,6 +244,7 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, nargs="+", default=[256, 1024], help="sequences running")
     parser.add_argument("--steps", type=int, default=1000, help="decode steps per measurement, at most 4000")
+    parser.add_argument("--waiting", type=int, nargs="+", default=[50, 500], help="sequences in the queue")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     arguments = parser.parse_args()
     configure_logging("scheduler_cpu", level="error", format="console")
@@ -259,6 +263,19 @@ def main() -> None:
                 f"| {core.wire_us_mean} | {core.command_bytes_mean} |",
                 flush=True,
             )
+    print(
+        "\n| replicas | waiting | rows of each | placed per step | core µs/step mean | p50 | p99 | µs per admission |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    queues = []
+    for waiting in arguments.waiting:
+        queue = measure_queue(waiting)
+        queues.append(queue)
+        print(
+            f"| {queue.replicas} | {waiting} | {queue.rows_mean} | {queue.placed_per_step} | {queue.step_us_mean} "
+            f"| {queue.step_us_p50} | {queue.step_us_p99} | {queue.admission_us_mean} |",
+            flush=True,
+        )
     print("\n| rows | stream steps/s | tokens/s | stream CPU µs/step |")
     print("|---|---|---|---|")
     streams = []
@@ -270,7 +287,10 @@ def main() -> None:
             flush=True,
         )
     if arguments.json is not None:
-        figures = {"core": [asdict(cost) for cost in cores], "stream": [asdict(cost) for cost in streams]}
+        figures = {
+            name: [asdict(cost) for cost in costs]
+            for name, costs in (("core", cores), ("queue", queues), ("stream", streams))
+        }
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps({"machine": measured_on, **figures}, indent=2) + "\n")
 
