@@ -60,6 +60,8 @@ class WorkerLink:
         self._on_progress = on_progress
         self._patience = patience
         self._hung = False
+        self._last_reason = ""
+        """Why the worker could not be reached, as it was logged last."""
         self._channel = open_channel(address)
         self.stub: worker_pb2_grpc.WorkerAsyncStub = worker_pb2_grpc.WorkerStub(self._channel)
         self._outbox: deque[worker_pb2.StepCommand] = deque()
@@ -164,7 +166,10 @@ class WorkerLink:
     def _log_loss(self, error: grpc.aio.AioRpcError) -> None:
         details = {"worker": self.address, "code": error.code().name, "details": error.details()}
         if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-            log.debug("worker away", **details)  # it may be starting; a loss was logged as such
+            # It may be starting, and a loss was logged as such; but what keeps it away is to be seen, once.
+            reason = error.details() or ""
+            (log.info if reason != self._last_reason else log.debug)("worker away", **details)
+            self._last_reason = reason
         else:
             # A lease that another scheduler holds, or a command that the worker refused.
             log.error("worker ended the stream", **details)
