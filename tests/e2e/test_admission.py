@@ -41,9 +41,10 @@ async def ask(client: openai.AsyncOpenAI, prompt: str, **extra: object) -> Compl
 
 @asynccontextmanager
 async def occupied(client: openai.AsyncOpenAI) -> AsyncIterator[None]:
-    """The row is taken within."""
+    """The row is taken within, by what gives way to nobody."""
+    extra = {"ignore_eos": True, "priority": -10}
     stream = await client.completions.create(
-        model="tiny", prompt="x", max_tokens=4000, stream=True, extra_body={"ignore_eos": True}
+        model="tiny", prompt="x", max_tokens=4000, stream=True, extra_body=extra
     )
     await anext(aiter(stream))
     try:
