@@ -63,6 +63,18 @@ def test_every_image_of_ours_ends_as_a_user_without_rights() -> None:
         assert users[SERVICES[name]["build"]["target"]] in (["quire"], ["10001:10001"])
 
 
+def test_redis_writes_where_its_user_may_whatever_builds_the_image() -> None:
+    """Not in /data: the base image declares it a volume, so the classic builder drops a change of its owner."""
+    configuration = (REPOSITORY / "deploy" / "redis" / "redis.conf").read_text()
+    (directory,) = re.findall(r"^dir (.+)$", configuration, re.MULTILINE)
+    assert directory != "/data"
+    assert SERVICES["redis"]["volumes"] == [f"redis:{directory}"]
+    stage = (REPOSITORY / "deploy" / "Dockerfile").read_text().split("AS redis\n")[1]
+    assert f"install --directory --owner 10001 --group 10001 {directory}\n" in stage
+    kubernetes = (REPOSITORY / "deploy" / "kubernetes" / "base" / "redis.yaml").read_text()
+    assert f"mountPath: {directory}}}" in kubernetes
+
+
 def test_services_that_scale_have_no_name_and_no_state_of_their_own() -> None:
     for name in ("gateway", "tokenizer_svc", "scheduler_svc", "gpu_worker"):
         assert not {"container_name", "hostname", "ports"} & SERVICES[name].keys()
