@@ -70,7 +70,7 @@ def create_app(
     app.add_middleware(BodyLimitMiddleware, max_bytes=max_body_bytes, timeout_s=body_timeout_s)
     app.add_middleware(RequestLimitMiddleware, max_requests=max_requests)
     app.add_middleware(AuthMiddleware, api_keys=api_keys, metrics_public=metrics_public)
-    app.add_middleware(CallMiddleware)
+    app.add_middleware(CallMiddleware, leaving=lambda: serving.pool.leaving)
     app.openapi = partial(openapi.document, app)  # type: ignore[method-assign]
     return app
 

@@ -3,6 +3,7 @@
 import re
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import structlog
@@ -52,10 +53,14 @@ def call_of(scope: Scope) -> Call:
 
 
 class CallMiddleware:
-    """Outermost: names the call, times it, traces it, and turns what nobody caught into a 500."""
+    """Outermost: names the call, times it, traces it, and turns what nobody caught into a 500.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Once `leaving()`, every answer closes its connection.
+    """
+
+    def __init__(self, app: ASGIApp, leaving: Callable[[], bool]) -> None:
         self._app = app
+        self._leaving = leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ASGI application."""
@@ -69,7 +74,10 @@ class CallMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = call.request_id
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = call.request_id
+                if self._leaving():
+                    headers["Connection"] = "close"
             await send(message)
 
         ids = structlog.contextvars.bound_contextvars(request_id=call.request_id)

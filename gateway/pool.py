@@ -5,6 +5,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import structlog
 
@@ -17,6 +18,14 @@ from quire.v1 import types_pb2
 log = structlog.get_logger()
 
 _LOOKUP_INTERVAL_S = 1.0
+
+
+class Admission(Enum):
+    """What becomes of new requests."""
+
+    OPEN = "taken"
+    LEAVING = "taken, while readiness is off already: whoever routes here has yet to notice"
+    CLOSED = "refused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +50,7 @@ class TokenizerPool:
         self._clients: dict[str, TokenizerClient] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._first_seen: dict[str, int] = {}
-        self.draining = False
+        self.admission = Admission.OPEN
 
     async def run(self) -> None:
         """Keep the sessions up until cancelled."""
@@ -55,7 +64,7 @@ class TokenizerPool:
 
         Raises NotFound for a model that none serves, NotReady when those that serve it cannot take a request.
         """
-        if self.draining:
+        if self.admission is Admission.CLOSED:
             raise NotReady("the server is shutting down; try again", retry_after_s=1.0)
         known = list(self._known())
         if model is not None and known and all(client.announcement.model.name != model for client in known):
@@ -82,9 +91,14 @@ class TokenizerPool:
         """Unix time at which this process first heard of `model`."""
         return self._first_seen.get(model, int(time.time()))
 
+    @property
+    def leaving(self) -> bool:
+        """Whether this process ends soon."""
+        return self.admission is not Admission.OPEN
+
     def readiness(self) -> Readiness:
         """Whether some request would be served now."""
-        if self.draining:
+        if self.leaving:
             return Readiness(False, "shutting down", 1.0)
         if self.num_ready():
             return Readiness(True, "ready", 1.0)

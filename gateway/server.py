@@ -16,7 +16,7 @@ from gateway.app import create_app
 from gateway.auth import ApiKeys
 from gateway.connections import BoundedConnection, ConnectionLimits
 from gateway.limits import Limits
-from gateway.pool import Readiness, TokenizerPool
+from gateway.pool import Admission, Readiness, TokenizerPool
 from gateway.serving import Serving
 from gateway.settings import GatewaySettings
 from quire import keys
@@ -101,14 +101,19 @@ class GatewayService:
         await self._server.listening.wait()
 
     async def drain(self) -> None:
-        """Turn readiness off and refuse new requests; return when those admitted before are answered."""
-        self.pool.draining = True
+        """Turn readiness off, a little later refuse new requests; return when those admitted before are answered.
+
+        From the first moment on every answer closes its connection: clients come back elsewhere.
+        """
+        self.pool.admission = Admission.LEAVING
+        await asyncio.sleep(self._settings.leave_delay_s)
+        self.pool.admission = Admission.CLOSED
         if self._server is not None:
             await self._server.wait_answered()
 
     async def stop(self) -> None:
         """End what still runs, each with an error that says so, and close everything."""
-        self.pool.draining = True
+        self.pool.admission = Admission.CLOSED
         self.pool.fail_all("the server is shutting down; try again")
         if self._server is not None:
             self._server.should_exit = True

@@ -48,6 +48,12 @@ class GatewaySettings(ServiceSettings):
     body_timeout_s: float = Field(60.0, gt=0, description="seconds from the headers to the body's last byte")
     # Longer than the idle timeout of common load balancers, so that they never reuse a connection that we close.
     keep_alive_s: int = Field(75, ge=1, description="seconds that a connection may be idle between requests")
+    # Longer than the interval of load balancers' health checks.
+    leave_delay_s: float = Field(
+        2.0,
+        ge=0,
+        description="seconds after SIGTERM, of grace_s, in which requests are still taken while readiness is off",
+    )
     max_header_bytes: int = Field(
         32768, ge=1024, description="longest request line and headers together, bytes"
     )

@@ -226,7 +226,7 @@ def _commands(options: ServeOptions, sockets: str, keys_file: Path) -> list[Serv
     ]
     gateway = [
         *("--listen", f"{options.host}:{options.port}", "--tokenizers", f"unix:{sockets}/tokenizer"),
-        *("--keys-file", str(keys_file), "--grace-s", str(_GRACE_S)),
+        *("--keys-file", str(keys_file), "--grace-s", str(_GRACE_S), "--leave-delay-s", "0"),
         *("--metrics-upstreams", ",".join(f"http://{address}/metrics" for address in metrics.values())),
     ]
     return [

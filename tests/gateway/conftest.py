@@ -61,6 +61,7 @@ async def running_service(
             "tokenizers": (tokenizer.address,),
             "api_key": API_KEY,
             "keys_file": str(directory / "keys.json"),
+            "leave_delay_s": 0.0,
             **overrides,
         }  # type: ignore[arg-type]
     )

@@ -81,7 +81,7 @@ async def gateway_process(
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "gateway", "--listen", f"127.0.0.1:{port}"),
             *("--tokenizers", tokenizer.address, "--keys-file", str(directory / "keys.json")),
-            *("--log-level", "debug", "--log-format", "json", *flags),
+            *("--log-level", "debug", "--log-format", "json", "--leave-delay-s", "0", *flags),
             cwd=REPOSITORY,
             env={**os.environ, **environment},
             stdout=out,
@@ -188,6 +188,23 @@ async def test_sigterm_lets_a_stream_finish(tokenizer: FakeTokenizer, tmp_path: 
         text += "".join([chunk async for chunk in chunks])
         assert '"lo"' in text
         assert text.endswith("data: [DONE]\n\n")
+        assert await asyncio.wait_for(running.process.wait(), 20) == 0
+
+
+async def test_sigterm_turns_readiness_off_before_it_refuses(
+    tokenizer: FakeTokenizer, tmp_path: Path
+) -> None:
+    flags = ("--leave-delay-s", "3600", "--grace-s", "3600")
+    async with (
+        gateway_process(tokenizer, tmp_path, *flags, QUIRE_API_KEY="k") as running,
+        running.ready() as http,
+    ):
+        running.process.send_signal(signal.SIGTERM)
+        await running.answers(http, 503)
+        body, headers = {"prompt": "Hi"}, {"Authorization": "Bearer k"}
+        taken = await http.post("/v1/completions", json=body, headers=headers)
+        assert (taken.status_code, taken.headers["Connection"]) == (200, "close")
+        running.process.send_signal(signal.SIGTERM)  # who asks twice does not want to wait
         assert await asyncio.wait_for(running.process.wait(), 20) == 0
 
 
