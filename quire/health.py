@@ -1,6 +1,7 @@
 """Asks one service whether it serves, for the health checks of containers: `python -m quire.health ADDRESS`.
 
-ADDRESS is host:port or unix:/path of a gRPC service (grpc.health.v1 is asked), or a URL of HTTP (200 is healthy).
+ADDRESS is host:port or unix:/path of a gRPC service, or a URL of HTTP (200 is healthy). A gRPC service is asked for the
+health of its process, "": whether it can do its own part, whatever its peers do (docs/grpc.md).
 A gRPC service that wants certificates is shown the one that QUIRE_TLS_CERT, QUIRE_TLS_KEY and QUIRE_TLS_CA name: beside
 a service, its own. Exit status 0: it serves; 1: it does not, and one line says why. It is no part of the `quire`
 command because the imports of that cost three times as much, every few seconds in every container.

@@ -176,10 +176,13 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
             log.warning("flight record written", path=str(path))
 
     async def _report_health(self) -> None:
-        """SERVING while requests would be: a worker is connected, and nobody asked us to leave."""
+        """SERVING while requests would be; the process itself also without a worker: a standby is as it should be."""
         while True:
             self._changed.clear()
-            await self.rpc.set_serving(self._state() == types_pb2.SERVICE_STATE_READY)
+            state = self._state()
+            await self.rpc.set_serving(
+                state == types_pb2.SERVICE_STATE_READY, able=state != types_pb2.SERVICE_STATE_DRAINING
+            )
             await self._changed.wait()
 
     def _announce(self) -> None:

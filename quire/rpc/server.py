@@ -28,6 +28,10 @@ class ListenError(QuireError):
     """The address to listen on cannot be taken."""
 
 
+def _status(serving: bool) -> "health_pb2.HealthCheckResponse.ServingStatus.ValueType":
+    return health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+
+
 class RpcServer:
     """Listens on `host:port` (port 0 picks one) or `unix:/path`; servicers join `.server` before `start`.
 
@@ -50,7 +54,7 @@ class RpcServer:
 
         Raises ListenError, with one line that names the address, when it is taken or malformed.
         """
-        self._services = (*services, "")
+        self._services = tuple(services)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self.server)
@@ -69,13 +73,14 @@ class RpcServer:
             return self.server.add_secure_port(self.listen, self._identity.server_credentials())
         return self.server.add_insecure_port(self.listen)
 
-    async def set_serving(self, serving: bool) -> None:
-        """Set grpc.health.v1 to SERVING or NOT_SERVING, for every service name and for the whole server."""
-        status = (
-            health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        )
+    async def set_serving(self, serving: bool, *, able: bool | None = None) -> None:
+        """Set grpc.health.v1: every service's name to `serving`, and "", the process itself, to `able`.
+
+        `able` says whether this process could do its part, whatever its peers do. None: it needs no peer to serve.
+        """
         for name in self._services:
-            await self._health.set(name, status)
+            await self._health.set(name, _status(serving))
+        await self._health.set("", _status(serving if able is None else able))
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, give running ones `grace_s` seconds, then end them."""

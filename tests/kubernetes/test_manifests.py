@@ -126,7 +126,7 @@ def test_images_modules_and_ports_are_those_of_the_composed_fleet(fleet: Fleet) 
     assert fleet.pods["redis"].container["command"] == ["redis-server", "/etc/quire-redis/redis.conf"]
 
 
-def test_probes_ask_what_the_composed_health_checks_ask(fleet: Fleet) -> None:
+def test_readiness_asks_what_the_composed_health_checks_ask(fleet: Fleet) -> None:
     composed = compose_services()
     gateway = fleet.pods["gateway"].container
     asked = composed["gateway"]["healthcheck"]["test"][-1]
@@ -139,12 +139,13 @@ def test_probes_ask_what_the_composed_health_checks_ask(fleet: Fleet) -> None:
         if service == "gateway":
             continue
         check = composed[service]["healthcheck"]["test"]
-        for probe in (container["startupProbe"], container["readinessProbe"]):
-            if fleet.name == "gpu-mtls":  # the kubelet's own gRPC probe knows no TLS
-                assert probe["exec"]["command"] == check[1:]
-                assert "grpc" not in probe
-            else:
-                assert f"127.0.0.1:{probe['grpc']['port']}" == check[-1]
+        assert container["startupProbe"]["tcpSocket"] == liveness["tcpSocket"]
+        probe = container["readinessProbe"]
+        if fleet.name == "gpu-mtls":  # the kubelet's own gRPC probe knows no TLS
+            assert probe["exec"]["command"] == check[1:]
+            assert "grpc" not in probe
+        else:
+            assert f"127.0.0.1:{probe['grpc']['port']}" == check[-1]
 
 
 def test_gateways_find_every_tokenizer_service_by_its_name(fleet: Fleet) -> None:

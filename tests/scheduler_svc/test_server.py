@@ -111,18 +111,27 @@ async def test_requests_that_no_worker_has_been_seen_for_are_not_taken(sockets: 
         assert isinstance(from_rpc_error(caught.value), NotReady)
 
 
-async def test_health_follows_the_worker(sockets: Sockets) -> None:
+async def test_health_follows_the_worker_and_a_standby_is_healthy(sockets: Sockets) -> None:
     async with (
         running_scheduler(sockets("scheduler"), sockets("worker")) as service,
         open_channel(service.address) as channel,
     ):
-        request = health_pb2.HealthCheckRequest(service="quire.v1.Scheduler")
-        watch = health_pb2_grpc.HealthStub(channel).Watch(request)
+        health = health_pb2_grpc.HealthStub(channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest(service="quire.v1.Scheduler"))
+        process = health.Watch(health_pb2.HealthCheckRequest())
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        async with asyncio.timeout(20):
+            while (await process.read()).status != health_pb2.HealthCheckResponse.SERVING:
+                pass  # not listening long enough yet
         async with running_worker(sockets("worker")):
             assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        answer = await health.Check(health_pb2.HealthCheckRequest())
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        await service.servicer.drain()
+        assert (await process.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
         watch.cancel()
+        process.cancel()
 
 
 async def test_draining_finishes_what_runs_and_takes_nothing_new(sockets: Sockets) -> None:

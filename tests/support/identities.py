@@ -1,6 +1,7 @@
 """Identities for tests: an authority made on the spot, and what it issues."""
 
 import datetime as dt
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -27,9 +28,11 @@ class TestAuthority:
         certificate, key = self.authority.issue(name, ["localhost", "127.0.0.1"], valid_for)
         return Security(certificate, key, self.authority.pem(), token, peer)
 
-    def files(self, folder: Path, name: str, *, valid_for: dt.timedelta = DAY) -> tuple[Path, Path, Path]:
-        """Certificate, key and authority of `name` as files."""
-        certificate, key = self.authority.issue(name, [], valid_for)
+    def files(
+        self, folder: Path, name: str, *, hosts: Sequence[str] = (), valid_for: dt.timedelta = DAY
+    ) -> tuple[Path, Path, Path]:
+        """Certificate, key and authority of `name`, who is also at `hosts`, as files."""
+        certificate, key = self.authority.issue(name, hosts, valid_for)
         folder.mkdir(exist_ok=True)
         paths = folder / "tls.crt", folder / "tls.key", folder / "ca.crt"
         for path, content in zip(paths, (certificate, key, self.authority.pem()), strict=True):

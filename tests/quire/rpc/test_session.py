@@ -109,10 +109,18 @@ async def test_unary_errors_have_their_status_and_health_answers(tmp_path) -> No
         from grpc_health.v1 import health_pb2, health_pb2_grpc
 
         health = health_pb2_grpc.HealthStub(channel)
-        request = health_pb2.HealthCheckRequest(service="quire.v1.Scheduler")
-        assert (await health.Check(request)).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        service = health_pb2.HealthCheckRequest(service="quire.v1.Scheduler")
+        process = health_pb2.HealthCheckRequest()
+
+        async def said() -> list[bool]:
+            answers = [await health.Check(request) for request in (service, process)]
+            return [answer.status == health_pb2.HealthCheckResponse.SERVING for answer in answers]
+
+        assert await said() == [False, False]
+        await server.set_serving(False, able=True)
+        assert await said() == [False, True]
         await server.set_serving(True)
-        assert (await health.Check(request)).status == health_pb2.HealthCheckResponse.SERVING
+        assert await said() == [True, True]
     await server.stop(0)
 
 
