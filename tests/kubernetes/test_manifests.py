@@ -182,7 +182,7 @@ def test_only_the_one_before_reaches_a_service_and_redis_is_reached_by_three(fle
     assert default["policyTypes"] == ["Ingress", "Egress"]
 
 
-def test_budgets_and_autoscalers_name_workloads_that_there_are(
+def test_budgets_and_autoscalers_name_workloads_that_there_are_and_nobody_else_counts_them(
     fleet: Fleet, rendered: dict[str, Fleet]
 ) -> None:
     budgets = {
@@ -199,7 +199,10 @@ def test_budgets_and_autoscalers_name_workloads_that_there_are(
         ("StatefulSet", "gpu-worker"),
     }
     for kind, name in targets:
-        assert fleet.named(kind, name)
+        # Each `kubectl apply` would put back what the autoscaler has made of it.
+        assert "replicas" not in fleet.named(kind, name)["spec"]
+    assert fleet.pods["scheduler-svc"].workload["spec"]["replicas"] == 2
+    assert fleet.pods["redis"].workload["spec"]["replicas"] == 1
 
 
 def test_workers_follow_a_metric_that_schedulers_expose(rendered: dict[str, Fleet]) -> None:
