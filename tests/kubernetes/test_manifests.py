@@ -1,15 +1,16 @@
 """The rendered manifests are valid, say only what the services know, and keep what they promise."""
 
 import importlib
-import re
 from pathlib import Path
 
 import kubernetes_validate
 import pytest
 
+from gpu_worker.loading import _GPU_ROWS
 from quire.rpc.identity import dns_name
 from quire.service import _STOP_LIMIT_S
 from quire.settings import SERVICES, ServiceSettings, load_settings
+from tests.deploy.exposed_metrics import asked, exposed
 from tests.kubernetes.manifests import Fleet, Pod, compose_services
 from tests.support.server import REPOSITORY
 
@@ -205,11 +206,23 @@ def test_budgets_and_autoscalers_name_workloads_that_there_are_and_nobody_else_c
     assert fleet.pods["redis"].workload["spec"]["replicas"] == 1
 
 
-def test_workers_follow_a_metric_that_schedulers_expose(rendered: dict[str, Fleet]) -> None:
-    (trigger,) = rendered["autoscaling"].named("ScaledObject", "gpu-worker")["spec"]["triggers"]
-    (metric,) = re.findall(r"vllm:\w+", trigger["metadata"]["query"])
-    documented = (REPOSITORY / "docs" / "metrics.md").read_text().partition("## scheduler_svc")[2]
-    assert f"`{metric}`" in documented.partition("\n## ")[0]
+def test_workers_follow_requests_that_wait_and_run_as_schedulers_expose_them(
+    rendered: dict[str, Fleet],
+) -> None:
+    spec = rendered["autoscaling"].named("ScaledObject", "gpu-worker")["spec"]
+    series = exposed()
+    thresholds = {}
+    for trigger in (item["metadata"] for item in spec["triggers"]):
+        assert trigger["serverAddress"] == "http://prometheus-operated.monitoring:9090"
+        (metric,) = asked(trigger["query"]).metrics
+        assert metric in series
+        thresholds[metric] = int(trigger["threshold"])
+    assert set(thresholds) == {"vllm:num_requests_waiting", "vllm:num_requests_running"}
+    # A worker that runs as many as it can is one that another should help.
+    assert 0.5 * _GPU_ROWS < thresholds["vllm:num_requests_running"] < 0.9 * _GPU_ROWS
+    # This one counts only where a fleet may shrink to nothing.
+    assert spec["minReplicaCount"] >= 1
+    assert "cooldownPeriod" not in spec
     endpoints = rendered["autoscaling"].named("PodMonitor", "quire")["spec"]["podMetricsEndpoints"]
     assert [endpoint["port"] for endpoint in endpoints] == ["metrics"]
 
