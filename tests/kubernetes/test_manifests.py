@@ -6,10 +6,12 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 
+from gateway.settings import GatewaySettings
 from gpu_worker.loading import _GPU_ROWS
 from quire.rpc.identity import dns_name
 from quire.service import _STOP_LIMIT_S
 from quire.settings import SERVICES, ServiceSettings, load_settings
+from scheduler_svc.settings import SchedulerSettings
 from tests.deploy.exposed_metrics import asked, exposed
 from tests.kubernetes.manifests import Fleet, Pod, compose_services
 from tests.support.server import REPOSITORY
@@ -90,6 +92,24 @@ def test_a_pod_s_end_has_time_for_its_grace_period(
             grace_s = settings_of(pod, tmp_path, patched).grace_s
         slept_s = pod.container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         assert pod.spec["terminationGracePeriodSeconds"] >= slept_s + grace_s + _STOP_LIMIT_S, pod.name
+
+
+@pytest.mark.parametrize("name", ["gpu", "gpu-mtls"])
+def test_requests_wait_for_the_only_gpu_worker_to_load_again(
+    rendered: dict[str, Fleet], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = []
+    for service in ("scheduler-svc", "gateway"):
+        with monkeypatch.context() as patched:
+            settings.append(settings_of(rendered[name].pods[service], tmp_path, patched))
+    scheduler, gateway = settings
+    assert isinstance(scheduler, SchedulerSettings)
+    assert isinstance(gateway, GatewaySettings)
+    assert 300 <= scheduler.worker_return_s < gateway.max_request_s
+    assert (
+        f"{scheduler.worker_return_s:.0f} s in `gpu` and"
+        in (REPOSITORY / "docs" / "kubernetes.md").read_text()
+    )
 
 
 def test_pods_have_no_more_rights_than_they_need(fleet: Fleet) -> None:
