@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from quire.settings import SERVICES as WITH_CERTIFICATES
 from tests.support.server import REPOSITORY
 
 COMPOSE = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())
@@ -73,6 +74,19 @@ def test_redis_writes_where_its_user_may_whatever_builds_the_image() -> None:
     assert f"install --directory --owner 10001 --group 10001 {directory}\n" in stage
     kubernetes = (REPOSITORY / "deploy" / "kubernetes" / "base" / "redis.yaml").read_text()
     assert f"mountPath: {directory}}}" in kubernetes
+
+
+def test_with_mutual_tls_each_service_has_its_own_certificate_and_no_other() -> None:
+    services = yaml.safe_load((REPOSITORY / "deploy" / "mtls.yaml").read_text())["services"]
+    assert services.pop("gpu_worker_cuda") == services["gpu_worker"]
+    assert services.keys() == set(WITH_CERTIFICATES)
+    for name, service in services.items():
+        assert service["volumes"] == [f"${{QUIRE_CERTS:-./certs}}/{name}:/run/tls:ro"]
+        assert service["environment"] == {
+            "QUIRE_TLS_CERT": "/run/tls/tls.crt",
+            "QUIRE_TLS_KEY": "/run/tls/tls.key",
+            "QUIRE_TLS_CA": "/run/tls/ca.crt",
+        }
 
 
 def test_services_that_scale_have_no_name_and_no_state_of_their_own() -> None:
