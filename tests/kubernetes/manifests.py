@@ -14,6 +14,7 @@ import yaml
 from tests.support.server import REPOSITORY
 
 FOLDER = REPOSITORY / "deploy" / "kubernetes"
+TOOLS = REPOSITORY / ".venv-kustomize"
 FLEETS = ("cpu", "gpu", "gpu-mtls")
 WORKLOADS = ("Deployment", "StatefulSet")
 
@@ -22,7 +23,7 @@ Object = dict[str, Any]
 
 def _command() -> list[str]:
     """kustomize as it is installed here; `make kustomize` puts one beside the virtual environment."""
-    ours = REPOSITORY / ".venv-kustomize" / "shared" / "bin" / "linux" / "kustomize"
+    ours = TOOLS / "shared" / "bin" / "linux" / "kustomize"
     if ours.exists():
         return [str(ours), "build"]
     if shutil.which("kustomize"):

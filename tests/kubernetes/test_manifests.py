@@ -13,13 +13,17 @@ from quire.service import _STOP_LIMIT_S
 from quire.settings import SERVICES, ServiceSettings, load_settings
 from scheduler_svc.settings import SchedulerSettings
 from tests.deploy.exposed_metrics import asked, exposed
-from tests.kubernetes.manifests import Fleet, Pod, compose_services
+from tests.kubernetes.manifests import TOOLS, Fleet, Pod, compose_services
 from tests.support.server import REPOSITORY
 
 # The oldest with every field that is used, and the newest whose schemas there are.
 VERSIONS = ("1.30", "1.37")
-# Of other projects, whose schemas come with them.
-CUSTOM = {"cert-manager.io/v1", "keda.sh/v1alpha1", "monitoring.coreos.com/v1"}
+# Of other projects, each with the module that has their schemas.
+CUSTOM = {
+    "cert-manager.io/v1": "cloudcoil.models.cert_manager.v1",
+    "keda.sh/v1alpha1": "cloudcoil.models.keda.v1alpha1",
+    "monitoring.coreos.com/v1": "cloudcoil.models.prometheus_operator.v1",
+}
 SECRETS = "/run/secrets/quire"
 
 
@@ -67,6 +71,21 @@ def test_every_object_is_one_that_kubernetes_knows(
     for item in rendered[name].objects:
         if item["apiVersion"] not in CUSTOM:
             kubernetes_validate.validate(item, version, strict=True)
+
+
+@pytest.mark.parametrize(("name", "num_objects"), [("gpu-mtls", 7), ("autoscaling", 2)])
+def test_objects_of_other_projects_have_the_fields_that_those_know(
+    rendered: dict[str, Fleet], name: str, num_objects: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not (TOOLS / "cloudcoil").exists():
+        pytest.skip("there are no schemas: `make kustomize`")
+    monkeypatch.syspath_prepend(TOOLS)
+    found = [item for item in rendered[name].objects if item["apiVersion"] in CUSTOM]
+    assert len(found) == num_objects
+    for item in found:
+        schema = getattr(importlib.import_module(CUSTOM[item["apiVersion"]]), item["kind"])
+        read = schema.model_validate(item).model_dump(mode="json", by_alias=True, exclude_unset=True)
+        assert read == item  # what is not known is not read
 
 
 def test_every_flag_and_variable_is_a_setting_of_its_service(
