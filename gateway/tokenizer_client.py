@@ -1,12 +1,13 @@
 """The session with one tokenizer service, shared by all calls of this process."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import grpc
 import structlog
 
 from gateway import metrics
+from quire import telemetry
 from quire.errors import Internal, NotReady, QuireError, from_rpc_error
 from quire.rpc.channel import open_channel
 from quire.rpc.session import SessionClient
@@ -29,6 +30,14 @@ class Receiver(Protocol):
         """Nothing more will come."""
 
 
+class _Live(NamedTuple):
+    """A submitted request: who takes its deltas, and what a log line about it says."""
+
+    receiver: Receiver
+    request_id: str
+    traceparent: str
+
+
 class TokenizerClient:
     """Submits requests to one tokenizer service and hands their deltas to receivers.
 
@@ -48,7 +57,7 @@ class TokenizerClient:
             on_message=self._receive,
             on_disconnect=self._disconnected,
         )
-        self._live: dict[int, Receiver] = {}
+        self._live: dict[int, _Live] = {}
         self._last_handle = 0
         self.announcement = tokenizer_pb2.TokenizerAnnouncement()
 
@@ -79,7 +88,7 @@ class TokenizerClient:
         handle = self._last_handle = (self._last_handle + 1) % _MAX_HANDLE
         submit = tokenizer_pb2.TokenizerSessionRequest.Submit(handle=handle, request=request)
         self._session.send(tokenizer_pb2.TokenizerSessionRequest(submit=submit))
-        self._live[handle] = receiver
+        self._live[handle] = _Live(receiver, request.request_id, request.trace.traceparent)
         return handle
 
     def cancel(self, handle: int) -> None:
@@ -91,8 +100,8 @@ class TokenizerClient:
 
     def fail_all(self, error: QuireError) -> None:
         """End every live request with `error`."""
-        for handle, receiver in list(self._live.items()):
-            receiver.fail(error)
+        for handle, request in list(self._live.items()):
+            request.receiver.fail(error)
             self.cancel(handle)
 
     async def tokenize(self, request: tokenizer_pb2.TokenizeRequest) -> tokenizer_pb2.TokenizeResponse:
@@ -117,14 +126,15 @@ class TokenizerClient:
         live = self._live
         for delta in message.deltas:
             handle = delta.handle
-            receiver = live.get(handle)
-            if receiver is None:
+            request = live.get(handle)
+            if request is None:
                 continue  # cancelled while the delta was on its way
             try:
-                ended = receiver.push(delta)
+                ended = request.receiver.push(delta)
             except Exception as error:  # the request fails alone; the session serves the others
-                log.error("delta could not be taken in", handle=handle, exc_info=error)
-                receiver.fail(Internal("a delta could not be taken in"))
+                with telemetry.in_trace(types_pb2.TraceContext(traceparent=request.traceparent)):
+                    log.error("delta could not be taken in", request_id=request.request_id, exc_info=error)
+                request.receiver.fail(Internal("a delta could not be taken in"))
                 self.cancel(handle)
                 continue
             if ended:
@@ -133,8 +143,8 @@ class TokenizerClient:
     def _disconnected(self) -> None:
         self.announcement = tokenizer_pb2.TokenizerAnnouncement()
         live, self._live = self._live, {}
-        for receiver in live.values():
-            receiver.fail(NotReady(_LOST, retry_after_s=1.0))
+        for request in live.values():
+            request.receiver.fail(NotReady(_LOST, retry_after_s=1.0))
         if live:
             metrics.requests_ended_early.labels("session_lost").inc(len(live))
         self._on_change()

@@ -1,0 +1,64 @@
+"""The session with a tokenizer service, without HTTP."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from gateway.tokenizer_client import TokenizerClient
+from quire.errors import Internal, QuireError
+from quire.v1 import tokenizer_pb2, types_pb2
+from tests.support.fake_tokenizer import FakeTokenizer
+from tests.support.traced_logs import TRACE_ID, TRACEPARENT, traced_logs
+from tests.support.until import until
+
+
+class Collector:
+    """Takes deltas in, or cannot."""
+
+    def __init__(self, *, broken: bool = False) -> None:
+        self.text = ""
+        self.errors: list[QuireError] = []
+        self._broken = broken
+
+    def push(self, delta: tokenizer_pb2.TextDelta) -> bool:
+        """True when it was the last."""
+        if self._broken:
+            raise ValueError("a bug")
+        self.text += delta.text
+        return bool(delta.finish_reason)
+
+    def fail(self, error: QuireError) -> None:
+        """Nothing more comes."""
+        self.errors.append(error)
+
+
+@pytest.fixture
+async def client(tokenizer: FakeTokenizer) -> AsyncIterator[TokenizerClient]:
+    """Connected, to a service that is ready."""
+    found = TokenizerClient(tokenizer.address, lambda: None)
+    session = asyncio.create_task(found.run())
+    await until(lambda: found.ready)
+    yield found
+    session.cancel()
+    await asyncio.gather(session, return_exceptions=True)
+
+
+def request(name: str) -> tokenizer_pb2.TextRequest:
+    return tokenizer_pb2.TextRequest(
+        request_id=name, text="Hi", n=1, stream=True, trace=types_pb2.TraceContext(traceparent=TRACEPARENT)
+    )
+
+
+async def test_a_request_whose_deltas_cannot_be_taken_in_fails_alone_and_the_log_names_it(
+    client: TokenizerClient,
+) -> None:
+    broken, sound = Collector(broken=True), Collector()
+    with traced_logs() as logs:
+        client.submit(request("broken"), broken)
+        client.submit(request("sound"), sound)
+        await until(lambda: not client.num_live)
+    assert [type(error) for error in broken.errors] == [Internal]
+    assert (sound.text, sound.errors) == ("Hello there!", [])
+    (entry,) = [entry for entry in logs.entries if entry["event"] == "delta could not be taken in"]
+    assert (entry["request_id"], entry["trace_id"]) == ("broken", TRACE_ID)
