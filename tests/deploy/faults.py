@@ -23,7 +23,7 @@ class Allowed(Enum):
 
     NOTHING = "nothing"
     CLEAR_ERRORS = "one error that says to try again, for those that the lost process had"
-    BROKEN_CONNECTIONS = "a broken connection, for those that the lost gateway had"
+    BROKEN_CONNECTIONS = "a broken connection, for those that the lost gateway or front had"
 
 
 class Fault(NamedTuple):
@@ -76,6 +76,21 @@ async def whole(fleet: ComposedFleet, service: str, container: str) -> None:
     """Return when the container serves, and every worker is driven."""
     await fleet.serving(container, HEALTH[service])
     await fleet.driven(len(await fleet.containers("gpu_worker")))
+
+
+async def front_killed(fleet: ComposedFleet) -> None:
+    """SIGKILL to the only one, which is then started again."""
+    (name,) = await fleet.containers("front")
+    await docker("kill", "--signal", "KILL", name)
+    await docker("start", name)
+    await fleet.ready()
+
+
+async def front_restarted(fleet: ComposedFleet) -> None:
+    """It lets go of its port first, and lets streams end: nobody comes in meanwhile."""
+    (name,) = await fleet.containers("front")
+    await docker("restart", "--time", "45", name)
+    await fleet.ready()
 
 
 async def redis_away(fleet: ComposedFleet) -> None:
@@ -139,5 +154,7 @@ FAULTS = (
     Fault("Redis emptied", redis_emptied),
     Fault("gateway killed", killed("gateway"), Allowed.BROKEN_CONNECTIONS),
     Fault("gateways restarted one by one", restarted("gateway")),
+    Fault("front killed", front_killed, Allowed.BROKEN_CONNECTIONS),
+    Fault("front restarted", front_restarted, Allowed.BROKEN_CONNECTIONS),
     Fault("workers scaled 3 → 1", scaled("gpu_worker", 1)),
 )
