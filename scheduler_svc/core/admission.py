@@ -31,6 +31,8 @@ class Backlog:
     """Prompt positions to compute of all that wait for a row."""
     own_waiting_tokens: int
     """Those of the request's tenant."""
+    waiting_short_tokens: int
+    """Those of prompts that are short, if the request is too: long ones do not hold it up; else those of all."""
     uncached: list[int]
     """Those of the request's own sequences, on the replica that has most of them cached."""
     placed_s: float
@@ -52,18 +54,22 @@ class Backlog:
         queue: WaitingQueue,
         replicas: Iterable[Replica],
         tenants: Tenants,
+        mean_output: float,
         now: float,
     ) -> "Backlog":
-        """What is ahead of this request, which has just come."""
+        """What is ahead of this request, which has just come; `mean_output`: tokens that sequences generate."""
         connected = [replica for replica in replicas if replica.connected and not replica.draining]
         is_shared, tenant = tenants.are_several(now), request.tenant
         share = tenant.weight / (tenants.active_weight() + (0.0 if tenant.num_active else tenant.weight))
         own = [uncached(request, replica) for replica in connected]
+        uncached_here = min(own, key=sum, default=[len(s.token_ids) for s in request.sequences])
+        is_short = any(sum(uncached_here) <= replica.limits.short_prompt_tokens for replica in connected)
         return cls(
             waiting_sequences=len(queue),
             waiting_tokens=queue.num_tokens,
             own_waiting_tokens=tenant.num_waiting_tokens,
-            uncached=min(own, key=sum, default=[len(s.token_ids) for s in request.sequences]),
+            waiting_short_tokens=queue.num_short_tokens if is_short else queue.num_tokens,
+            uncached=uncached_here,
             placed_s=min(
                 (
                     first_token_s(tenant, sum(counts), replica, share, is_shared=is_shared, now=now)
@@ -74,7 +80,7 @@ class Backlog:
             share=share,
             rows_free=sum(max(0, replica.num_rows_free) for replica in connected),
             tokens_per_s=sum(tokens_per_s(replica, is_shared=is_shared) for replica in connected),
-            releases_per_s=sum(replica.speed.releases_per_s for replica in connected),
+            releases_per_s=sum(_releases_per_s(replica, mean_output) for replica in connected),
             step_s=max((replica.speed.decode_step_s for replica in connected), default=0.0),
         )
 
@@ -82,7 +88,9 @@ class Backlog:
         """Predicted seconds to the first token; 0: unknown."""
         if self.placed_s <= 0.0:
             return 0.0
-        waiting = min(self.waiting_tokens, self.own_waiting_tokens / self.share)
+        waiting = min(
+            2 * self.waiting_short_tokens, self.waiting_tokens, self.own_waiting_tokens / self.share
+        )
         return max(self.placed_s + self.drain_s(waiting), self._row_s() + self.step_s)
 
     def _row_s(self) -> float:
@@ -136,6 +144,15 @@ def admit(
     else:
         return predicted_s
     raise Overloaded(f"the queue is full: {what}", retry_after_s=_retry_after(drain_s))
+
+
+def _releases_per_s(replica: Replica, mean_output: float) -> float:
+    """Rows that come free per second: as measured, or else as rows that decode to the mean length would."""
+    speed = replica.speed
+    if speed.releases_per_s > 0.0:
+        return speed.releases_per_s
+    whole_s = mean_output * speed.decode_step_s
+    return replica.num_rows_taken / whole_s if whole_s > 0.0 else 0.0
 
 
 def _retry_after(seconds: float) -> float:

@@ -96,6 +96,10 @@ class BlockPool:
         """Free blocks that the owner's floor keeps for it."""
         return max(0, self._floors.get(owner, 0) - self.held.get(owner, 0)) if self._floors else 0
 
+    def floor(self, owner: int) -> int:
+        """Blocks that are kept for the owner."""
+        return self._floors.get(owner, 0)
+
     def is_above_floor(self, owner: int, more: int = 0) -> bool:
         """Whether the owner, with `more` blocks, holds more than its floor."""
         return self.held.get(owner, 0) + more > self._floors.get(owner, 0)

@@ -60,8 +60,7 @@ def preempt_ahead(replica: Replica) -> None:
     while True:
         live = replica.rows.live()
         short = replica.rows.blocks_short(live, ahead)
-        shortage = _shortage(replica, live, short)
-        if shortage <= 0 or shortage <= replica.num_returning():
+        if _shortage(replica, live, short) <= 0:
             return
         victim = victim_of_shortage(_contenders(replica, live, short))
         if victim is None:
@@ -83,14 +82,20 @@ def _shortage(replica: Replica, live: Rows, short: NDArray[np.int64]) -> int:
 
 
 def _contenders(replica: Replica, live: Rows, short: NDArray[np.int64]) -> list[Sequence]:
-    """Running sequences whose removal would help against a shortage."""
+    """Running sequences whose removal would help against a shortage; none if enough comes back without it."""
     pool, running = replica.pool, list(replica.running())
     if not (pool.has_floors or replica.ceilings):
-        return running
-    needed = dict(replica.rows.by_tenant(live, short))
+        enough = int(short.sum()) <= pool.num_free + replica.num_returning_to()
+        return [] if enough else running
+    returning, needed = replica.returning(), dict(replica.rows.by_tenant(live, short))
     for index, count in needed.items():
-        if pool.held.get(index, 0) + count > replica.ceiling(index):
-            return [s for s in running if s.request.tenant.index == index]
+        if pool.held.get(index, 0) + count - returning[index] > replica.ceiling(index):
+            own = [s for s in running if s.request.tenant.index == index]
+            if len(own) > 1:
+                return own
+    unreserved = sum(max(0, count - pool.reserved(index)) for index, count in needed.items())
+    if unreserved <= pool.spare + replica.num_returning_to():
+        return []
     # Those whose tenants hold more than is kept for them, or are about to.
     return [
         s

@@ -1,5 +1,9 @@
 """Who gets a row next, and where."""
 
+from collections import Counter
+from itertools import islice
+from math import inf
+
 from scheduler_svc.core.limits import Limits
 from scheduler_svc.core.preemption import victim_for, victim_of_shortage
 from scheduler_svc.core.queue import Lane, WaitingQueue
@@ -8,13 +12,69 @@ from scheduler_svc.core.routing import Offer, Route
 from scheduler_svc.core.sequence import QueueCause, Request, Sequence
 from scheduler_svc.core.tenants import Tenant
 
-# A pass looks at so many sequences that it cannot place before it stops: the rest are behind them anyway.
-_MAX_PASSED_OVER = 16
-# A tenant's long prompts get rows only while so many full steps of its prompts, for each replica, are left to
-# compute: more would hold blocks that others need, and be computed no sooner.
+# So many sequences of a lane that cannot be placed close it, and so many of all lanes end a pass; it looks at no more
+# than so many, those included that only wait for a prefix.
+_MAX_PASSED_OVER = 8
+_MAX_PASSED_OVER_IN_ALL = 32
+_MAX_LOOKED_AT = 256
+# A tenant's long prompts get rows of a replica only while so many full steps of its prompts are left to compute
+# there: more would hold blocks that others need, and be computed no sooner.
 _MAX_PENDING_STEPS = 2
-# So many shorter ones may overtake a sequence for which there are too few blocks; then it is next.
+# So many others may overtake a sequence for which there are too few blocks; then it is next.
 _MAX_OVERTAKEN = 64
+
+
+class _Pass:
+    """What one pass over the queue has found so far."""
+
+    def __init__(self) -> None:
+        self.closed: set[Lane] = set()
+        """Lanes of which nothing more is looked at."""
+        self.blocked: list[Sequence] = []
+        """Those for which there are too few blocks, or no row."""
+        self._shortest = inf
+        """Tokens of the shortest of those."""
+        self.at_ceiling: dict[Tenant, Sequence] = {}
+        """The first of each tenant that may not hold as many blocks as that takes."""
+        self.awaited: set[Request] = set()
+        """Whose prefix another sequence is computing."""
+        self._passed_over: Counter[Lane] = Counter()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether enough could not be placed: the rest are behind them."""
+        return self._passed_over.total() >= _MAX_PASSED_OVER_IN_ALL
+
+    def pass_over(self, lane: Lane) -> None:
+        """One of the lane could not be placed."""
+        self._passed_over[lane] += 1
+        if self._passed_over[lane] == _MAX_PASSED_OVER:
+            self.closed.add(lane)
+
+    def close_for_ceiling(self, sequence: Sequence, lane: Lane) -> None:
+        """Its tenant holds too much for it. Shorter ones of another lane may go on for a while."""
+        self.closed.add(lane)
+        first = self.at_ceiling.setdefault(sequence.request.tenant, sequence)
+        if first.num_overtaken >= _MAX_OVERTAKEN:
+            self.closed |= {lane._replace(is_long=is_long) for is_long in (False, True)}
+
+    def overtake(self, tenant: Tenant) -> None:
+        """A sequence of this tenant got a row."""
+        for other in self.blocked:
+            other.num_overtaken += 1
+        if tenant in self.at_ceiling:
+            self.at_ceiling[tenant].num_overtaken += 1
+
+    def must_wait(self, sequence: Sequence) -> bool:
+        """Whether others that are blocked are to be served before it."""
+        if not self.blocked:
+            return False
+        return len(sequence.token_ids) >= self._shortest or self.blocked[-1].num_overtaken >= _MAX_OVERTAKEN
+
+    def block(self, sequence: Sequence) -> None:
+        """There is no room for it: only shorter ones may be placed now."""
+        self.blocked.append(sequence)
+        self._shortest = min(self._shortest, len(sequence.token_ids))
 
 
 class Placement:
@@ -37,65 +97,79 @@ class Placement:
         misfits: list[Sequence] = []
         if not len(self._queue) or not target.has_room or target.draining:
             return misfits
-        passed_over = 0
-        blocked: list[Sequence] = []
-        closed: set[Lane] = set()
-        prefix_wanted: set[Request] = set()
+        found = _Pass()
         others = [r for r in self._replicas.values() if r is not target and r.connected and not r.draining]
-        for sequence in self._queue.in_order(closed):
-            if passed_over == _MAX_PASSED_OVER:
-                break
-            # What cannot be placed for its tenant's or its own request's sake must not keep others from being seen.
-            if self._has_enough_pending(sequence):
-                closed.add(self._queue.lane_of(sequence))
-                continue
-            if sequence.request in prefix_wanted:
-                continue
-            if not any(replica.fits(sequence) for replica in self._replicas.values()):
+        for sequence in islice(self._queue.in_order(found.closed), _MAX_LOOKED_AT):
+            lane = self._queue.lane_of(sequence)
+            if self._has_enough_pending(sequence, target):
+                found.closed.add(lane)
+            elif not self.could_run(sequence):
                 misfits.append(sequence)
-                continue
-            passed_over += 1
-            if not target.fits(sequence):
-                sequence.queue_cause = QueueCause.WORKER
-                continue
-            if any(len(sequence.token_ids) >= len(other.token_ids) for other in blocked):
-                continue
-            _, prefix, obstacle, here = target.look(sequence)
-            elsewhere = _open_elsewhere(sequence, others)
-            takes = obstacle in (None, QueueCause.PREFIX)
-            if takes and elsewhere and self._route(sequence.order, [here, *elsewhere]) is not here:
-                continue
-            if obstacle is None:
-                self._place(sequence, target, prefix, now)
-                passed_over -= 1
-                for other in blocked:
-                    other.num_overtaken += 1
-                continue
-            sequence.queue_cause = obstacle
-            if obstacle is QueueCause.TENANT:
-                closed |= {Lane(sequence.request.tenant, is_long) for is_long in (False, True)}
-                passed_over -= 1
-            elif obstacle is QueueCause.PREFIX:
-                prefix_wanted.add(sequence.request)
-            if obstacle in (QueueCause.ROWS, QueueCause.BLOCKS) and not elsewhere:
-                if not blocked:
-                    _make_room(target, sequence, prefix, obstacle)
-                blocked.append(sequence)
-            if target.num_rows_free <= 0 or (blocked and blocked[-1].num_overtaken >= _MAX_OVERTAKEN):
+            elif sequence.request not in found.awaited:
+                self._try(sequence, lane, target, others, found, now)
+            if found.is_over or (target.num_rows_free <= 0 and found.blocked):
                 break
         return misfits
 
-    def _has_enough_pending(self, sequence: Sequence) -> bool:
-        """Whether it is long, and its tenant has prompts on rows to be busy with for a while."""
+    def could_run(self, sequence: Sequence) -> bool:
+        """Whether a worker that is there, or may come back, holds the sequence to its limit."""
+        return any(
+            replica.fits(sequence)
+            for replica in self._replicas.values()
+            if replica.connected or replica.missed_since < inf
+        )
+
+    def _try(
+        self, sequence: Sequence, lane: Lane, target: Replica, others: list[Replica], found: _Pass, now: float
+    ) -> None:
+        """Place the sequence, or note why not."""
+        if not target.fits(sequence):
+            sequence.queue_cause = QueueCause.WORKER
+            found.pass_over(lane)
+            return
+        reserved = target.pool.reserved(sequence.request.tenant.index)
+        # What a floor keeps for it is nobody else's to wait for.
+        if found.must_wait(sequence) and target.blocks_for(len(sequence.token_ids)) > reserved:
+            found.pass_over(lane)
+            return
+        _, prefix, obstacle, here = target.look(sequence)
+        elsewhere = _open_elsewhere(sequence, others)
+        takes = obstacle in (None, QueueCause.PREFIX)
+        if takes and elsewhere and self._route(sequence.order, [here, *elsewhere]) is not here:
+            found.pass_over(lane)
+            return
+        if obstacle is None:
+            self._place(sequence, target, prefix, now)
+            found.overtake(sequence.request.tenant)
+            return
+        sequence.queue_cause = obstacle
+        if obstacle is QueueCause.TENANT:
+            found.close_for_ceiling(sequence, lane)
+        elif obstacle is QueueCause.PREFIX:
+            found.awaited.add(sequence.request)
+        elif elsewhere:
+            found.pass_over(lane)
+        else:
+            if not found.blocked:
+                _make_room(target, sequence, prefix, obstacle)
+            found.block(sequence)
+            found.pass_over(lane)
+
+    def _has_enough_pending(self, sequence: Sequence, target: Replica) -> bool:
+        """Whether it is long, and its tenant has prompts of no lower priority there to be busy with for a while."""
         if sequence.num_uncached <= self._limits.short_prompt_tokens:
             return False
-        num_replicas = sum(replica.connected for replica in self._replicas.values())
-        most = _MAX_PENDING_STEPS * self._limits.max_step_tokens * num_replicas
-        return sequence.request.tenant.num_pending >= most
+        request = sequence.request
+        pending = sum(
+            other.num_prefill_left
+            for other in target.prefilling
+            if other.request.tenant is request.tenant and other.request.priority <= request.priority
+        )
+        return pending >= _MAX_PENDING_STEPS * target.max_step_tokens
 
     def _place(self, sequence: Sequence, target: Replica, prefix: Prefix, now: float) -> None:
         self._queue.remove(sequence)
-        sequence.replica = target.name
+        sequence.replica, sequence.num_overtaken = target.name, 0
         target.place(sequence, prefix, now)
 
 
@@ -107,27 +181,36 @@ def _open_elsewhere(sequence: Sequence, others: list[Replica]) -> list[Offer]:
 
 def _make_room(replica: Replica, newcomer: Sequence, prefix: Prefix, obstacle: QueueCause) -> None:
     """Preempt one sequence with a lesser claim than `newcomer`, unless room is on its way already."""
+    pool, index = replica.pool, newcomer.request.tenant.index
+    running = list(replica.running())
     if obstacle is QueueCause.ROWS:
         if any(True for _ in replica.leaving()):
             return
         held: dict[int, int] = {}
-        for sequence in replica.running():
-            index = sequence.request.tenant.index
-            held[index] = held.get(index, 0) + 1
+        for sequence in running:
+            owner = sequence.request.tenant.index
+            held[owner] = held.get(owner, 0) + 1
         gain = 1
     else:
-        held = replica.pool.held
+        held = pool.held
         gain = replica.num_blocks_needed(newcomer, prefix)
-        if replica.num_returning() + replica.pool.available(newcomer.request.tenant.index) >= gain:
+        if replica.num_returning_to(index) + pool.available(index) >= gain:
             return
 
     def holding(tenant: Tenant) -> float:
         return held.get(tenant.index, 0)
 
-    if obstacle is QueueCause.BLOCKS and gain <= replica.pool.reserved(newcomer.request.tenant.index):
+    if obstacle is QueueCause.BLOCKS:
+        # What others hold within their floors would come back to nobody but themselves.
+        running = [
+            s
+            for s in running
+            if s.request.tenant.index == index or pool.is_above_floor(s.request.tenant.index)
+        ]
+    if obstacle is QueueCause.BLOCKS and gain <= pool.reserved(index):
         # Its floor was set while others held the blocks.
         victim = victim_of_shortage(replica.above_floor())
     else:
-        victim = victim_for(newcomer, replica.running(), holding, gain)
+        victim = victim_for(newcomer, running, holding, gain)
     if victim is not None:
         replica.preempt(victim)

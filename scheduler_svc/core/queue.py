@@ -31,6 +31,8 @@ class WaitingQueue:
         self._num_waiting = 0
         self.num_tokens = 0
         """Tokens still to compute of all that wait."""
+        self.num_short_tokens = 0
+        """Those of the short prompts."""
 
     def __len__(self) -> int:
         return self._num_waiting
@@ -41,8 +43,7 @@ class WaitingQueue:
         lanes = self._lanes.setdefault(request.priority, {})
         insort(lanes.setdefault(self.lane_of(sequence), []), sequence, key=_order)
         self._num_waiting += 1
-        self.num_tokens += sequence.num_uncached
-        request.tenant.num_waiting_tokens += sequence.num_uncached
+        self._count(sequence, 1)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it stands."""
@@ -57,8 +58,14 @@ class WaitingQueue:
             if not lanes:
                 del self._lanes[request.priority]
         self._num_waiting -= 1
-        self.num_tokens -= sequence.num_uncached
-        request.tenant.num_waiting_tokens -= sequence.num_uncached
+        self._count(sequence, -1)
+
+    def _count(self, sequence: Sequence, sign: int) -> None:
+        tokens = sign * sequence.num_uncached
+        self.num_tokens += tokens
+        if not self.lane_of(sequence).is_long:
+            self.num_short_tokens += tokens
+        sequence.request.tenant.num_waiting_tokens += tokens
 
     def lane_of(self, sequence: Sequence) -> Lane:
         """Where a sequence stands."""

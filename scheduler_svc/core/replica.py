@@ -5,14 +5,14 @@ after every command that could touch it, because a worker runs commands in order
 breaks its rows are void at once; the blocks' content stays findable as long as the worker's process lives.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, inf
 from typing import NamedTuple
 
 from quire.v1 import worker_pb2
-from scheduler_svc.core.block_pool import BlockPool
+from scheduler_svc.core.block_pool import NOBODY, BlockPool
 from scheduler_svc.core.limits import Limits
 from scheduler_svc.core.routing import Load, Offer
 from scheduler_svc.core.row_table import RowTable
@@ -67,6 +67,8 @@ class Replica:
         self.limits = limits
         self.description = worker_pb2.WorkerDescription()
         self.connected = False
+        self.missed_since = inf
+        """When its worker was lost, in seconds, while it may come back; else inf."""
         self.draining = False
         """Its worker is leaving: it gets no more sequences, and those on it move."""
         self.lease_epoch = 0
@@ -111,7 +113,7 @@ class Replica:
         self.description = description
         self.lease_epoch = lease_epoch
         self.last_step_sent = self.last_step_retired = 0
-        self.connected, self.draining = True, False
+        self.connected, self.draining, self.missed_since = True, False, inf
 
     def adopt(self, blocks: Iterable[tuple[bytes, int, tuple[int, int]]]) -> None:
         """Take over what free blocks hold: hash, block, and who assigned it."""
@@ -121,9 +123,9 @@ class Replica:
                 self.pool.adopt(block, block_hash)
                 self.assigned[block] = assigned
 
-    def disconnect(self) -> None:
+    def disconnect(self, now: float) -> None:
         """The stream is gone: every row is released, and what still ran is preempted by that."""
-        self.connected = False
+        self.connected, self.missed_since = False, now
         self._looks.clear()
         self.in_flight.clear()
         self.to_add.clear()
@@ -200,24 +202,40 @@ class Replica:
         for record in self.in_flight:
             yield from record.removed
 
-    def num_returning(self) -> int:
-        """Blocks that come free when the removals under way have retired."""
+    def returning(self) -> Counter[int]:
+        """Blocks that come free when the removals under way have retired, by the tenant that held them."""
+        returning: Counter[int] = Counter()
+        for sequence in self.leaving():
+            count = sum(self.pool.ref_count(block) == 1 for block in sequence.block_ids)
+            returning[sequence.request.tenant.index] += count
+        return returning
+
+    def num_returning_to(self, owner: int = NOBODY) -> int:
+        """Those of `returning` that this tenant could take: what others' floors keep for them stays theirs."""
         pool = self.pool
-        return sum(pool.ref_count(block) == 1 for s in self.leaving() for block in s.block_ids)
+        return sum(
+            count if other == owner else min(count, max(0, pool.held.get(other, 0) - pool.floor(other)))
+            for other, count in self.returning().items()
+        )
 
     # -- what fits
 
     def set_policy(self, tenant: Tenant) -> None:
         """Give the tenant its floor and ceiling here, as far as they leave room for any one sequence of full length."""
-        self._looks.clear()
         pool, index = self.pool, tenant.index
         longest = min(pool.num_blocks, self.blocks_for(self.description.model.max_model_len - 1))
         most = pool.num_blocks - longest - pool.floors_of_others(index)
-        pool.set_floor(index, max(0, min(int(tenant.kv_floor * pool.num_blocks), most)))
+        floor = max(0, min(int(tenant.kv_floor * pool.num_blocks), most))
+        ceiling = pool.num_blocks
         if tenant.kv_ceiling < 1.0:
-            self.ceilings[index] = max(longest, int(tenant.kv_ceiling * pool.num_blocks))
-        else:
-            self.ceilings.pop(index, None)
+            ceiling = max(longest, int(tenant.kv_ceiling * pool.num_blocks))
+        if (floor, ceiling) == (pool.floor(index), self.ceiling(index)):
+            return  # every request brings its tenant's policy
+        self._looks.clear()
+        pool.set_floor(index, floor)
+        self.ceilings.pop(index, None)
+        if ceiling < pool.num_blocks:
+            self.ceilings[index] = ceiling
 
     def ceiling(self, index: int) -> int:
         """Blocks that the tenant with this index may hold."""
@@ -254,9 +272,14 @@ class Replica:
         if len(hashes) < most:
             hashes = sequence.hash_blocks(most, self.block_size)
         cached = coming = sequence.prefix_memory.length(self.name, self.pool, hashes, most)
-        while coming < most and hashes[coming] in self._computing:
+        while coming < most and self._is_coming(hashes[coming], sequence.request.priority):
             coming += 1
         return Prefix(cached, coming - cached)
+
+    def _is_coming(self, block_hash: bytes, priority: int) -> bool:
+        """Whether a block is being computed by what nobody of this priority would overtake."""
+        computing = self._computing.get(block_hash)
+        return computing is not None and computing.request.priority <= priority
 
     def num_uncached(self, sequence: Sequence, prefix: Prefix) -> int:
         """Positions that it would have to compute for the sequence, itself."""
@@ -285,10 +308,11 @@ class Replica:
         )
 
     def _would_hold(self, sequence: Sequence, prefix: Prefix) -> int:
-        """Blocks that the sequence's tenant would hold with it."""
+        """Blocks that the sequence's tenant would hold with it, and one more for each that it runs, for they grow."""
         pool, index = self.pool, sequence.request.tenant.index
         own = self.blocks_for(len(sequence.token_ids)) - prefix.num_cached
         own += sum(pool.is_new_to(block, index) for block in self._cached_blocks(sequence, prefix))
+        own += sum(1 for other in self.running() if other.request.tenant.index == index)
         return pool.held.get(index, 0) + own
 
     def _margin(self, sequence: Sequence, prefix: Prefix) -> int:

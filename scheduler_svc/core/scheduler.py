@@ -68,7 +68,7 @@ class Scheduler:
         self._requests = LiveRequests(self.tenants)
         self._deadlines = Deadlines()
         self._alone_since = inf
-        """When the last worker was lost, in seconds; inf while one is connected, or has yet to come."""
+        """Since when no worker takes sequences, in seconds; inf while one does, or has yet to come."""
         self._num_arrived = 0
 
     # -- workers
@@ -95,8 +95,7 @@ class Scheduler:
         replica.adopt(adopted)
         for tenant in self.tenants:
             replica.set_policy(tenant)
-        self.abilities = Abilities.of(description, (other.description for other in self.replicas.values()))
-        self._alone_since = inf
+        self._workers_changed(now, description)
         for other in self.replicas.values():
             if other.draining:
                 self._move_off(other, now)
@@ -104,10 +103,9 @@ class Scheduler:
     def detach(self, name: str, now: float) -> None:
         """A worker's stream has broken: its sequences wait again, with their tokens so far."""
         replica = self.replicas[name]
-        replica.disconnect()
+        replica.disconnect(now)
         self._settle_released(replica, now)
-        if not any(other.connected for other in self.replicas.values()):
-            self._alone_since = now
+        self._workers_changed(now)
 
     def drain(self, name: str, now: float) -> None:
         """A worker is leaving: it gets no more sequences, and its own move, with their tokens so far.
@@ -118,10 +116,12 @@ class Scheduler:
         if not replica.draining:
             replica.draining = True
             self._move_off(replica, now)
+            self._workers_changed(now)
 
     def keep(self, name: str) -> None:
         """A worker that was about to leave stays."""
         self.replicas[name].draining = False
+        self._alone_since = inf
 
     @property
     def serves(self) -> bool:
@@ -130,6 +130,13 @@ class Scheduler:
 
     def _serving(self) -> Iterator[Replica]:
         return (replica for replica in self.replicas.values() if replica.connected and not replica.draining)
+
+    def _workers_changed(self, now: float, newest: worker_pb2.WorkerDescription | None = None) -> None:
+        """What can be held is what those can that are there, or may come back."""
+        held = [r.description for r in self.replicas.values() if r.connected or r.missed_since < inf]
+        if held:
+            self.abilities = Abilities.of(newest or held[-1], held)
+        self._alone_since = inf if self.serves else min(self._alone_since, now)
 
     def _move_off(self, replica: Replica, now: float) -> None:
         for sequence in list(replica.running()):
@@ -171,12 +178,13 @@ class Scheduler:
         request = make_request(
             client, handle, asked, tenant, seed, now, self._num_arrived, self.abilities, self._limits
         )
-        backlog = Backlog.of(request, self.queue, self.replicas.values(), self.tenants, now)
+        mean_output = self._requests.mean_output
+        backlog = Backlog.of(request, self.queue, self.replicas.values(), self.tenants, mean_output, now)
         first = request.sequences[0]
         request.predicted_ttft_s = admit(
             backlog,
             self._limits,
-            output_tokens=min(self._requests.mean_output, first.max_total_tokens - len(first.token_ids)),
+            output_tokens=min(mean_output, first.max_total_tokens - len(first.token_ids)),
             timeout_s=asked.timeout_s if asked.HasField("timeout_s") else None,
         )
         self._num_arrived += len(request.sequences)
@@ -249,7 +257,12 @@ class Scheduler:
 
     def next_deadline(self) -> float:
         """Time at which `expire` should be called even if nothing happens; inf if never."""
-        return min(self._deadlines.next(), self._given_up_at if len(self.queue) else inf)
+        missed_since = min((replica.missed_since for replica in self.replicas.values()), default=inf)
+        return min(
+            self._deadlines.next(),
+            self._given_up_at if len(self.queue) else inf,
+            missed_since + self._limits.worker_return_s,
+        )
 
     @property
     def _given_up_at(self) -> float:
@@ -289,6 +302,15 @@ class Scheduler:
             for sequence in self.queue.in_order():
                 self.queue.remove(sequence)
                 self._requests.end(sequence, types_pb2.FINISH_REASON_ERROR, now, _no_worker().to_proto())
+        missed = [r for r in self.replicas.values() if r.missed_since + self._limits.worker_return_s <= now]
+        for replica in missed:
+            replica.missed_since = inf
+        if missed:
+            self._workers_changed(now)
+        if missed and self.serves:
+            for sequence in self.queue.in_order():
+                if not self._placement.could_run(sequence):
+                    self._refuse_misfit(sequence, now)
 
     # -- steps
 

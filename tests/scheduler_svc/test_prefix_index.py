@@ -95,7 +95,7 @@ async def test_a_worker_has_one_key_however_often_it_is_started(redis_client: re
     replica, index = connected_replica(), PrefixIndex(redis_client, checksums_of_ids)
     before = metrics.index_refused._value.get()
     for epoch in (7, 8, 2**63 + 1):
-        replica.disconnect()
+        replica.disconnect(0.0)
         connect(replica, worker_epoch=epoch)
         index.follow(replica)
         fill(replica, [content(epoch)])

@@ -76,7 +76,8 @@ class WitnessedPool(BlockPool):
         if any(True for sentinel in self._sentinels()[:2] for _ in self._walk(sentinel)):
             return True
         return any(
-            self.held.get(owner, 0) + self._cached[sentinel] > self._floors.get(owner, 0)
+            self._cached[sentinel] > 0
+            and self.held.get(owner, 0) + self._cached[sentinel] > self._floors.get(owner, 0)
             for owner, sentinel in self._lists.items()
         )
 

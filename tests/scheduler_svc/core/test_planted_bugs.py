@@ -178,7 +178,7 @@ def floor_unreserved(patch: pytest.MonkeyPatch) -> None:
         (index_believed, "hold another prefix"),
         (own_pool_believed, "hold another prefix"),
         (prefix_evicted_below_floor, "within its floor was evicted"),
-        (floor_unreserved, "below its floor|no block may be taken"),
+        (floor_unreserved, "below its floor|no block may be taken|blocks asked for"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -31,7 +31,8 @@ class World:
     ) -> None:
         self.now = 0.0
         self._limits = Limits(
-            max_queue_sequences=12,
+            max_queue_sequences=64,
+            short_prompt_tokens=8,
             max_step_tokens=16,
             pipeline_depth=pipeline_depth,
             max_decode_steps=max_decode_steps,
@@ -69,7 +70,9 @@ class World:
 
     def _start_worker(self, name: str) -> None:
         self._epoch += 1
-        self.workers[name] = FakeWorker(description(self._epoch, **self._sizes, worker_id=name))
+        # Some hold more than others.
+        sizes = self._sizes | {"num_blocks": self._sizes["num_blocks"] + 8 * int(name[1:])}
+        self.workers[name] = FakeWorker(description(self._epoch, **sizes, worker_id=name))
 
     # -- workers
 
