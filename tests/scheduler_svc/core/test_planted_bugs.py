@@ -177,7 +177,7 @@ def floor_unreserved(patch: pytest.MonkeyPatch) -> None:
         (all_clients_leave, "never ended"),
         (index_believed, "hold another prefix"),
         (own_pool_believed, "hold another prefix"),
-        (prefix_evicted_below_floor, "within its floor was evicted"),
+        (prefix_evicted_below_floor, "within its floor was evicted|own prefix was evicted before"),
         (floor_unreserved, "below its floor|no block may be taken|blocks asked for"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

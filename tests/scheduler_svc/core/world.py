@@ -215,7 +215,8 @@ class World:
             worker, to = self.workers[name], f"s{number % len(self.shells)}"
             if worker.is_draining:
                 self.disconnect(name, restart=True)
-            if not self.is_connected(name) or self.lessees[name] != to:
+            # A worker that is being handed over is still with who gives it away.
+            if not self.is_connected(name) or self.shells[to].streams.get(name) is not worker.stream:
                 self.take_over(name, to)
         self.hear()
         for shell in self.shells.values():
