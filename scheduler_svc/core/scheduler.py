@@ -68,7 +68,7 @@ class Scheduler:
         self._requests = LiveRequests(self.tenants)
         self._deadlines = Deadlines()
         self._alone_since = inf
-        """Since when no worker takes sequences, in seconds; inf while one does, or has yet to come."""
+        """When the last worker was lost, in seconds; inf while one is connected, or has yet to come."""
         self._num_arrived = 0
 
     # -- workers
@@ -116,12 +116,10 @@ class Scheduler:
         if not replica.draining:
             replica.draining = True
             self._move_off(replica, now)
-            self._workers_changed(now)
 
     def keep(self, name: str) -> None:
         """A worker that was about to leave stays."""
         self.replicas[name].draining = False
-        self._alone_since = inf
 
     @property
     def serves(self) -> bool:
@@ -136,7 +134,9 @@ class Scheduler:
         held = [r.description for r in self.replicas.values() if r.connected or r.missed_since < inf]
         if held:
             self.abilities = Abilities.of(newest or held[-1], held)
-        self._alone_since = inf if self.serves else min(self._alone_since, now)
+        # While one that leaves is connected, it may run other sequences of a request of which one waits.
+        is_alone = not any(replica.connected for replica in self.replicas.values())
+        self._alone_since = min(self._alone_since, now) if is_alone else inf
 
     def _move_off(self, replica: Replica, now: float) -> None:
         for sequence in list(replica.running()):

@@ -216,7 +216,8 @@ class World:
             if worker.is_draining:
                 self.disconnect(name, restart=True)
             # A worker that is being handed over is still with who gives it away.
-            if not self.is_connected(name) or self.shells[to].streams.get(name) is not worker.stream:
+            is_there = self.shells[to].streams.get(name) is worker.stream and self.lessees[name] == to
+            if not self.is_connected(name) or not is_there:
                 self.take_over(name, to)
         self.hear()
         for shell in self.shells.values():
