@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -42,7 +43,11 @@ DECODE = [
     (256, 600),
     (256, 1500),
     (512, 400),
+    (64, 100, 2048),
+    (128, 100, 2048),
+    (256, 100, 2048),
 ]
+"""(rows, tokens of each), or (rows, fewest, most): evenly distributed."""
 PREFILL = [(8, 512, 512), (2, 4096, 4096), (1, 8192, 8192), (4, 2048, 6144), (64, 32, 600)]
 """(chunks, tokens of each, tokens of each row in all)."""
 
@@ -122,7 +127,7 @@ def decode_options(sweep: bool) -> Iterator[dict[str, int]]:
             if tile * (stages - 1) > _MOST_TOKENS_HELD:
                 continue
             # A plan's own choice needs no other code, so it costs no compilation.
-            for programs in (2, 3, 5, 8):
+            for programs in (3, 4, 6, 8, 12):
                 yield {"tile": tile, "num_warps": warps, "num_stages": stages, "programs_per_sm": programs}
 
 
@@ -140,9 +145,9 @@ def measure(
     kind: str, group: int, block_size: int, case: tuple[int, ...], ceiling: float, sweep: bool
 ) -> Iterator[Line]:
     if kind == "decode":
-        rows, length = case
-        lengths, query_lens = [length] * rows, []
-        work = 2 * rows * length * _KV_HEADS * _HEAD_DIM * 2
+        rows, fewest, most = case[0], case[1], case[-1]
+        lengths, query_lens = [Random(number).randint(fewest, most) for number in range(rows)], []
+        work = 2 * sum(lengths) * _KV_HEADS * _HEAD_DIM * 2
         call, choices = decode_call, decode_options(sweep)
         copies = max(1, min(16, _BYTES_IN_TURN // work))
     else:

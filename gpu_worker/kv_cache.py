@@ -7,9 +7,8 @@ import torch
 from numpy.typing import NDArray
 
 from gpu_worker.models.architectures import DecoderConfig
+from kernels.block_checksums import block_checksums
 from kernels.kv_scales import FP8, KvScales
-
-_LAYER_FACTOR = 0x100000001B3
 
 
 class KvCache:
@@ -29,25 +28,37 @@ class KvCache:
         self.block_size = block_size
         self.scales: Sequence[KvScales | None] = scales or [None] * config.num_layers
         stored = FP8 if scales else dtype
-        self.keys = torch.zeros(shape, dtype=stored, device=device).unbind()
-        self.values = torch.zeros(shape, dtype=stored, device=device).unbind()
+        keys, values = (torch.zeros(shape, dtype=stored, device=device) for _ in range(2))
+        self.keys, self.values = keys.unbind(), values.unbind()
+        # As int16, so that nothing depends on what torch can do with 8-bit floats.
+        self._bits = [cache.view(torch.int16).flatten(2) for cache in (keys, values)]
 
-    def checksums(self, block_ids: NDArray[np.int32]) -> NDArray[np.int64]:
-        """A sum over each block's bits in all layers, weighted by place; block_ids [n], returns [n]."""
-        blocks = torch.from_numpy(block_ids.astype(np.int64)).to(self.keys[0].device)
-        total = torch.zeros(len(blocks), dtype=torch.int64, device=blocks.device)
-        for layer, cache_bits in enumerate(self._bits()):
-            bits = cache_bits[blocks].reshape(len(blocks), -1).to(torch.int64)
-            # Odd multipliers, so that no change of one place is lost modulo 2**64.
-            places = torch.arange(bits.shape[1], device=blocks.device) * 2 + 2 * layer + 1
-            total = total * _LAYER_FACTOR + (bits * places).sum(dim=1)
-        return total.cpu().numpy()
-
-    def _bits(self) -> list[torch.Tensor]:
-        """All caches as int16, so that nothing depends on what torch can do with 8-bit floats."""
-        return [cache.view(torch.int16) for cache in (*self.keys, *self.values)]
+    def checksums(self, block_ids: NDArray[np.int32]) -> "PendingChecksums":
+        """Of what blocks hold after the work handed to the device so far; waits for nothing."""
+        return PendingChecksums(self._bits, block_ids)
 
     @staticmethod
     def block_bytes(config: DecoderConfig, block_size: int, dtype_bytes: int) -> int:
         """Bytes of one block over all layers, keys and values."""
         return 2 * config.num_layers * config.num_kv_heads * block_size * config.head_dim * dtype_bytes
+
+
+class PendingChecksums:
+    """Checksums [n] that the device is still to compute, or computes."""
+
+    def __init__(self, caches: Sequence[torch.Tensor], block_ids: NDArray[np.int32]) -> None:
+        device, ids = caches[0].device, torch.from_numpy(block_ids.astype(np.int64))
+        self._done = torch.cuda.Event(blocking=True) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        if self._done is None:
+            self._sums = block_checksums(caches, ids)
+            return
+        sums = block_checksums(caches, ids.pin_memory().to(device, non_blocking=True))
+        self._sums = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
+        self._sums.copy_(sums, non_blocking=True)
+        self._done.record()
+
+    def wait(self) -> NDArray[np.int64]:
+        """The checksums; for a thread that may sleep."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._sums.numpy()

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import structlog
 import torch
 
@@ -76,6 +77,7 @@ def load(settings: WorkerSettings, worker_epoch: int, on_progress: Callable[[flo
                 runner.capture_graphs(tell)
             with start.phase("warm_up") as tell:
                 warm_up(runner, tell)
+                cache.checksums(np.zeros(1, np.int32)).wait()
         description.num_graphs = runner.num_graphs
         metrics.device_memory_allocated_bytes.set_function(torch.cuda.memory_allocated)
         metrics.device_memory_reserved_bytes.set_function(torch.cuda.memory_reserved)

@@ -171,8 +171,9 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             raise InvalidRequest(f"block ids are 0 to {num_blocks - 1}", param="block_ids")
         checksums = b""
         if request.with_checksums:
-            values = await self._step_loop.call(lambda: loaded.cache.checksums(block_ids))
-            checksums = values.tobytes()
+            pending = await self._step_loop.call(lambda: loaded.cache.checksums(block_ids))
+            # Not in the thread that launches: the device would run dry meanwhile.
+            checksums = (await asyncio.to_thread(pending.wait)).tobytes()
         return worker_pb2.DescribeBlocksResponse(
             worker_epoch=self._epoch,
             lease_epochs=pack_uint64(self._tags.lease_epochs[block_ids]),

@@ -156,11 +156,12 @@ def _decode_kernel(
     TILE: tl.constexpr, ONE_BLOCK: tl.constexpr, STAGES: tl.constexpr, HAS_SCALES: tl.constexpr, AT_ONCE: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    item = tl.program_id(0)
-    head = tl.program_id(1)
+    # The heads of an item run side by side: what they read lies side by side.
+    head = tl.program_id(0)
+    item = tl.program_id(1)
     GROUP: tl.constexpr = NUM_HEADS // KV_HEADS
     # The plan is of a kernel before the one that is waited for, which waited itself.
-    row, start, end, first_item, num_items = read_item(items_ptr, item, tl.num_programs(0))
+    row, start, end, first_item, num_items = read_item(items_ptr, item, tl.num_programs(1))
     pdl.wait(PDL)
     if start < end:
         seen_from = 0
@@ -216,7 +217,7 @@ def decode_attention(
         q, k_cache, work, scales, tile=tile, num_warps=num_warps, num_stages=num_stages,
         merged_per_thread=merged_per_thread,
     )  # fmt: skip
-    _decode_kernel[(work.items.shape[1], k_cache.shape[1])](
+    _decode_kernel[(k_cache.shape[1], work.items.shape[1])](
         q, k_cache, v_cache, out, block_tables, context_lens, work.items, work.arrived,
         work.partial_out, work.partial_max, work.partial_sum,
         scale * LOG2_E, q.stride(0), block_tables.stride(0),

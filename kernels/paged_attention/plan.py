@@ -32,12 +32,15 @@ class ProgramSizes(NamedTuple):
 def program_sizes(group: int, num_rows: int) -> ProgramSizes:
     """What was measured best for so many query heads per KV head, and rows (docs/performance.md).
 
-    Small groups want small tiles, more of them under way. In large ones the queries cost each tile more, so that
-    large tiles pay, but for so many rows that each program has little to do.
+    Few rows want small tiles, so that there are enough programs. Many rows of unequal lengths want them cut finer than
+    there are places, so that no long row is begun last.
     """
-    if group <= 4:
-        return ProgramSizes(64, 2, 2, 4) if num_rows < 32 else ProgramSizes(32, 2, 3, 4)
-    return ProgramSizes(128, 4, 2, 2) if 32 <= num_rows < 128 else ProgramSizes(64, 2, 2, 3)
+    if num_rows >= (96 if group <= 4 else 128):
+        return ProgramSizes(tile=64, num_warps=4, num_stages=3, programs_per_sm=6)
+    programs_per_sm = 4 if group <= 4 else 3
+    if num_rows >= 48:
+        return ProgramSizes(tile=32, num_warps=2, num_stages=3, programs_per_sm=programs_per_sm)
+    return ProgramSizes(tile=64, num_warps=2, num_stages=2, programs_per_sm=programs_per_sm)
 
 
 @triton.jit(do_not_specialize=["num_rows", "most_items"])

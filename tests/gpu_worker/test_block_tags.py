@@ -102,14 +102,14 @@ async def test_checksums_tell_one_bit_and_where_it_is(tmp_path: Path) -> None:
 
     cache = make_runner(checkpoint(), max_rows=2, max_model_len=64)._cache
     blocks = np.arange(2, dtype=np.int32)
-    first, second = cache.checksums(blocks).tolist()
+    first, second = cache.checksums(blocks).wait().tolist()
     assert first == second
     seen = {first}
     for tensor in (*cache.keys, *cache.values):
         for position in (0, -1):
             flat = tensor[0].reshape(-1)
             flat[position] = 1.0
-            changed, untouched = cache.checksums(blocks).tolist()
+            changed, untouched = cache.checksums(blocks).wait().tolist()
             assert untouched == second
             assert changed not in seen
             seen.add(changed)
