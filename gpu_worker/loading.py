@@ -15,12 +15,12 @@ from gpu_worker.kv_calibration import calibrate
 from gpu_worker.memory import cpu_budget, num_kv_blocks, parse_bytes
 from gpu_worker.model_runner import ModelRunner
 from gpu_worker.models.architectures import DecoderConfig, decoder_config
-from gpu_worker.models.decoder import Decoder, one_layer_of_each_kind
+from gpu_worker.models.decoder import Decoder
 from gpu_worker.models.loader import dummy_parameters, load_parameters
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.start_up import StartUp
-from gpu_worker.warm_up import compile_ahead, warm_up
-from kernels.kv_scales import FP8, KvScales
+from gpu_worker.warm_up import warm_up
+from kernels.kv_scales import FP8
 from quire.errors import InvalidRequest, NotFound
 from quire.model_files import model_revision, read_json, resolve_model
 from quire.packing import pack_int32
@@ -30,7 +30,6 @@ log = structlog.get_logger()
 
 _CPU_ROWS, _GPU_ROWS = 64, 512
 _CPU_STEP_TOKENS, _GPU_STEP_TOKENS = 2048, 8192
-_COMPILED_BLOCKS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +66,6 @@ def load(settings: WorkerSettings, worker_epoch: int, on_progress: Callable[[flo
     description.model.revision = model_revision(directory)
     description.model.eos_token_ids = pack_int32(_eos_token_ids(raw_config, generation, config.vocab_size))
     decoder = Decoder(config, parameters, description.model.max_model_len)
-    if device.type == "cuda":
-        with (
-            start.phase("kernels") as tell,
-            explained("compiling kernels", "lower max_step_tokens or max_rows"),
-        ):
-            _compile(settings, config, parameters, description, dtype, device, tell)
     del parameters
     with start.phase("memory"):
         cache = _kv_cache(settings, decoder, description, dtype, device)
@@ -84,34 +77,11 @@ def load(settings: WorkerSettings, worker_epoch: int, on_progress: Callable[[flo
                 runner.capture_graphs(tell)
             with start.phase("warm_up") as tell:
                 warm_up(runner, tell)
+                cache.checksums(np.zeros(1, np.int32)).wait()
         description.num_graphs = runner.num_graphs
         metrics.device_memory_allocated_bytes.set_function(torch.cuda.memory_allocated)
         metrics.device_memory_reserved_bytes.set_function(torch.cuda.memory_reserved)
     return LoadedWorker(description, runner, cache, start.seconds)
-
-
-def _compile(
-    settings: WorkerSettings,
-    config: DecoderConfig,
-    parameters: dict[str, torch.Tensor],
-    description: worker_pb2.WorkerDescription,
-    dtype: torch.dtype,
-    device: torch.device,
-    on_progress: Callable[[float], None],
-) -> None:
-    """Compile all that steps will launch, on one layer of each kind and a small cache."""
-    config, parameters = one_layer_of_each_kind(config, parameters)
-    limits = worker_pb2.WorkerDescription()
-    limits.CopyFrom(description)
-    limits.num_blocks = _COMPILED_BLOCKS
-    scales = None
-    if settings.kv_cache_dtype == "fp8":
-        ones = torch.ones(config.num_kv_heads, device=device)
-        scales = [KvScales(ones, ones)] * config.num_layers
-    cache = KvCache(config, limits.num_blocks, limits.block_size, dtype, device, scales)
-    decoder = Decoder(config, parameters, limits.model.max_model_len)
-    compile_ahead(lambda: ModelRunner(decoder, cache, limits=limits, device=device), on_progress)
-    cache.checksums(np.zeros(1, np.int32)).wait()
 
 
 def _describe(

@@ -20,8 +20,8 @@ from kernels.paged_attention import QUERY_TILE
 
 MOST_TOKENS = 2048
 MOST_DECODING = 256
-MOST_CHUNKS = 8
-TOKENS = (64, 128, 256, 384, 512, 768, 1024, 1536, MOST_TOKENS)
+_MOST_CHUNKS = 8
+_TOKENS = (64, 128, 256, 384, 512, 768, 1024, 1536, MOST_TOKENS)
 _DECODING = (0, 16, 64, MOST_DECODING)
 _PAST_THE_END = 1 << 30
 _NARROW = ("query_lens", "query_starts", "chunk_ends", "tile_chunks", "tile_starts")
@@ -36,7 +36,7 @@ class MixedSize(NamedTuple):
 
     def fields(self) -> dict[str, tuple[int, int]]:
         """Length and filling of each field, in the order in which they are packed; the narrow ones come last."""
-        rows, tiles = self.decoding + MOST_CHUNKS, self.tokens // QUERY_TILE + MOST_CHUNKS
+        rows, tiles = self.decoding + _MOST_CHUNKS, self.tokens // QUERY_TILE + _MOST_CHUNKS
         return {
             "decode_rows": (self.decoding, -1),
             "prefill_tokens": (self.tokens, 0),
@@ -44,9 +44,9 @@ class MixedSize(NamedTuple):
             "prefill_slots": (self.tokens, -1),
             "attention_rows": (rows, -1),
             "sample_at": (rows, 0),
-            "query_lens": (MOST_CHUNKS, 0),
-            "query_starts": (MOST_CHUNKS, 0),
-            "chunk_ends": (MOST_CHUNKS, 0),
+            "query_lens": (_MOST_CHUNKS, 0),
+            "query_starts": (_MOST_CHUNKS, 0),
+            "chunk_ends": (_MOST_CHUNKS, 0),
             "tile_chunks": (tiles, 0),
             "tile_starts": (tiles, _PAST_THE_END),
         }
@@ -77,7 +77,7 @@ class MixedGraphs:
         """The size as which a batch runs; None where no graph is that large, or nothing is prefilled."""
         tokens = bisect_left(self._tokens, batch.num_prefilled)
         decoding = bisect_left(self._decoding, batch.num_decoding)
-        if not batch.prefill or len(batch.prefill["query_lens"]) > MOST_CHUNKS:
+        if not batch.prefill or len(batch.prefill["query_lens"]) > _MOST_CHUNKS:
             return None
         if tokens == len(self._tokens) or decoding == len(self._decoding):
             return None
@@ -89,7 +89,7 @@ class MixedGraphs:
         shift = size.decoding - num_decoding
         sample_at = prefill["sample_at"].astype(np.int64)
         sample_at[num_decoding:] += shift
-        attention_rows = np.full(size.decoding + MOST_CHUNKS, self._fill_row, np.int64)
+        attention_rows = np.full(size.decoding + _MOST_CHUNKS, self._fill_row, np.int64)
         attention_rows[:num_decoding] = prefill["attention_rows"][:num_decoding]
         chunk_rows = prefill["attention_rows"][num_decoding:]
         attention_rows[size.decoding : size.decoding + len(chunk_rows)] = chunk_rows
@@ -117,7 +117,7 @@ class MixedGraphs:
     @torch.inference_mode()
     def capture(self, max_rows: int, max_step_tokens: int, on_progress: Callable[[float], None]) -> None:
         """Record every size that fits; `on_progress` gets the share done. No row may be in use."""
-        tokens = [size for size in TOKENS if size <= max_step_tokens]
+        tokens = [size for size in _TOKENS if size <= max_step_tokens]
         decoding = [size for size in _DECODING if size <= max_rows]
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]

@@ -4,8 +4,7 @@ Weights are plain tensors in a flat dictionary under their names in `DecoderWeig
 up, are fused, so that a layer is four matrix products.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import embedding
@@ -75,23 +74,6 @@ def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     for index in range(config.num_layers):
         shapes |= {f"layers.{index}.{name}": shape for name, shape in layer.items()}
     return shapes
-
-
-def one_layer_of_each_kind(
-    config: DecoderConfig, parameters: Mapping[str, torch.Tensor]
-) -> tuple[DecoderConfig, dict[str, torch.Tensor]]:
-    """A decoder with the first layer of each window: it launches the kernels that the whole one does."""
-    layers = [config.windows.index(window) for window in dict.fromkeys(config.windows)]
-    kept = {name: tensor for name, tensor in parameters.items() if not name.startswith("layers.")}
-    for index, layer in enumerate(layers):
-        start = f"layers.{layer}."
-        kept |= {
-            f"layers.{index}.{name.removeprefix(start)}": tensor
-            for name, tensor in parameters.items()
-            if name.startswith(start)
-        }
-    windows = tuple(config.windows[layer] for layer in layers)
-    return replace(config, num_layers=len(layers), windows=windows), kept
 
 
 class Decoder:
