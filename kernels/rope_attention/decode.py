@@ -86,10 +86,10 @@ def _rope_decode_kernel(
     TILE: tl.constexpr, ONE_BLOCK: tl.constexpr, STAGES: tl.constexpr, HAS_NORM: tl.constexpr,
     HAS_SCALES: tl.constexpr, AT_ONCE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    head, item = tl.program_id(0), tl.program_id(1)
+    item, head = tl.program_id(0), tl.program_id(1)
     GROUP: tl.constexpr = NUM_HEADS // KV_HEADS
     pdl.wait(PDL)
-    row, start, end, first_item, num_items = read_item(items_ptr, item, tl.num_programs(1))
+    row, start, end, first_item, num_items = read_item(items_ptr, item, tl.num_programs(0))
     if start < end:
         position = tl.load(context_lens_ptr + row) - 1
         is_last = end == position + 1
@@ -157,7 +157,7 @@ def rope_decode_attention(
         raise ValueError("the elements of a head must be adjacent")
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     has_norm = q_weight is not None and k_weight is not None
-    _rope_decode_kernel[(k_cache.shape[1], work.items.shape[1])](
+    _rope_decode_kernel[(work.items.shape[1], k_cache.shape[1])](
         q, k, v, k_cache, v_cache, out, plan.block_tables, plan.context_lens, work.items, work.arrived,
         work.partial_out, work.partial_max, work.partial_sum, cos_sin, q_weight if has_norm else q,
         k_weight if has_norm else q, *(scales or (q, q)), eps, scale * LOG2_E,
