@@ -61,7 +61,7 @@ class Backlog:
         connected = [replica for replica in replicas if replica.connected and not replica.draining]
         is_shared, tenant = tenants.are_several(now), request.tenant
         share = tenant.weight / (tenants.active_weight() + (0.0 if tenant.num_active else tenant.weight))
-        own = [uncached(request, replica) for replica in connected]
+        own = [uncached(request, replica, queue) for replica in connected]
         uncached_here = min(own, key=sum, default=[len(s.token_ids) for s in request.sequences])
         is_short = any(sum(uncached_here) <= replica.limits.short_prompt_tokens for replica in connected)
         return cls(

@@ -7,6 +7,7 @@ step before long ones do.
 """
 
 from scheduler_svc.core.pace import in_flight_s, prefill_s
+from scheduler_svc.core.queue import WaitingQueue
 from scheduler_svc.core.replica import Replica
 from scheduler_svc.core.sequence import Request
 from scheduler_svc.core.tenants import Tenant
@@ -33,12 +34,17 @@ def first_token_s(
     return in_flight_s(replica, now) + prefill_s(replica, ahead, is_shared=is_shared)
 
 
-def uncached(request: Request, replica: Replica) -> list[int]:
-    """Prompt positions that a replica would have to compute for each sequence of a new request."""
+def uncached(request: Request, replica: Replica, queue: WaitingQueue) -> list[int]:
+    """Prompt positions that a replica would have to compute for each sequence of a new request.
+
+    What one that waits begins with too is that one's to compute: of a burst under one new prompt only the first pays.
+    """
     first, *others = request.sequences
-    block_size = replica.block_size
+    block_size, prefix = replica.block_size, replica.find_prefix(first)
+    known = prefix.num_cached + prefix.num_coming
+    awaited = queue.num_awaited(first, known, (len(first.token_ids) - 1) // block_size)
     # The others find what the first computes, but for their last block.
     return [
-        replica.num_uncached(first, replica.find_prefix(first)),
+        replica.num_uncached(first, prefix) - awaited * block_size,
         *(len(sequence.token_ids) % block_size or 1 for sequence in others),
     ]

@@ -1,6 +1,7 @@
 """Sequences that wait for a row: lower priority values first, then the tenant served least, then the oldest."""
 
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Container, Iterator
 from typing import NamedTuple
 
@@ -33,6 +34,9 @@ class WaitingQueue:
         """Tokens still to compute of all that wait."""
         self.num_short_tokens = 0
         """Those of the short prompts."""
+        self._blocks: dict[Sequence, int] = {}
+        """How many blocks of each that waits are in `_awaited`."""
+        self._awaited: Counter[bytes] = Counter()
 
     def __len__(self) -> int:
         return self._num_waiting
@@ -44,6 +48,8 @@ class WaitingQueue:
         insort(lanes.setdefault(self.lane_of(sequence), []), sequence, key=_order)
         self._num_waiting += 1
         self._count(sequence, 1)
+        self._blocks[sequence] = len(sequence.block_hashes)
+        self._awaited.update(sequence.block_hashes)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it stands."""
@@ -59,6 +65,18 @@ class WaitingQueue:
                 del self._lanes[request.priority]
         self._num_waiting -= 1
         self._count(sequence, -1)
+        for block_hash in sequence.block_hashes[: self._blocks.pop(sequence)]:
+            if self._awaited[block_hash] == 1:
+                del self._awaited[block_hash]
+            else:
+                self._awaited[block_hash] -= 1
+
+    def num_awaited(self, sequence: Sequence, first: int, most: int) -> int:
+        """How many of a new sequence's blocks from `first` up to `most` are in a row those of one that waits."""
+        place = first
+        while place < most and sequence.block_hashes[place] in self._awaited:
+            place += 1
+        return place - first
 
     def _count(self, sequence: Sequence, sign: int) -> None:
         tokens = sign * sequence.num_uncached
@@ -97,4 +115,7 @@ class WaitingQueue:
         assert all(lanes)
         assert self._num_waiting == sum(len(lane) for lane in lanes)
         assert self.num_tokens == sum(s.num_uncached for lane in lanes for s in lane)
+        waiting = [s for lane in lanes for s in lane]
+        assert self._blocks.keys() == set(waiting)
+        assert self._awaited == Counter(h for s in waiting for h in s.block_hashes[: self._blocks[s]])
         assert all([s.order for s in lane] == sorted(s.order for s in lane) for lane in lanes)

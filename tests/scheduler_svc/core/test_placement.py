@@ -147,3 +147,20 @@ def test_what_only_a_lost_worker_could_hold_is_given_up_in_time_and_refused_from
     assert fleet.ended == {1}
     with pytest.raises(InvalidRequest, match="at most 3201 tokens"):
         fleet.add(2, 20000)
+
+
+def test_of_a_burst_under_a_new_prompt_nobody_is_told_the_time_of_computing_it_again() -> None:
+    """A hundred come at once with 4,000 tokens in common and 30 of their own: 0.2 s of work, not 8."""
+    fleet = TimedFleet(4000, max_rows=8)
+    fleet.add(1000, 3000)
+    while fleet.step():
+        pass
+    system = fleet.prompt(4000)
+    for handle in range(100):
+        fleet.add(handle, system + fleet.prompt(30), timeout_s=3.0)
+    predicted = [request.predicted_ttft_s for request in fleet.scheduler._requests]
+    assert max(predicted) < 1.0
+    while fleet.step():
+        pass
+    assert set(range(100)) <= fleet.ended
+    assert max(fleet.first_token_at[handle] for handle in range(100)) < fleet.now < 3.0
