@@ -1,12 +1,10 @@
-"""Triton's penalties, sampling and log-probabilities against the references, in the interpreter or on the GPU."""
+"""Triton's sampling and log-probabilities against the references, in the interpreter or on the GPU."""
 
 from dataclasses import dataclass
 
 import pytest
 import torch
 
-from kernels.logits import kernel as logits_kernel
-from kernels.logits import reference as logits_reference
 from kernels.logprobs import kernel as logprobs_kernel
 from kernels.logprobs import reference as logprobs_reference
 from kernels.sampling import kernel as sampling_kernel
@@ -62,32 +60,6 @@ class Rows:
         tokens = self.sample()
         exact, under, over = self.reference(), self.reference(-1e-5), self.reference(1e-5)
         assert bool(((tokens == exact) | (tokens == under) | (tokens == over)).all())
-
-
-@pytest.mark.parametrize("vocab", VOCABS)
-def test_penalties_are_those_of_the_reference(vocab: int) -> None:
-    n = 4
-    logits = torch.randn(n, vocab, device=DEVICE) * 3
-    counts = torch.randint(0, 3, (n, vocab), device=DEVICE, dtype=torch.int32)
-    in_prompt = torch.rand(n, vocab, device=DEVICE) < 0.2
-    repetition, frequency, presence = torch.rand(3, n, device=DEVICE) + 0.5
-    repetition[1], frequency[1:3], presence[1] = 1, 0, 0
-    inputs = (logits, counts, in_prompt, repetition, frequency, presence)
-    got, wanted = logits_kernel.apply_penalties(*inputs), logits_reference.apply_penalties(*inputs)
-    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
-    assert torch.equal(got[1], logits[1])
-
-
-def test_penalties_of_rows_that_lie_apart_and_of_none() -> None:
-    logits, counts = torch.randn(6, 300, device=DEVICE)[::2, 7:107], torch.ones(3, 100, device=DEVICE).int()
-    in_prompt, factors = (
-        torch.zeros(3, 100, dtype=torch.bool, device=DEVICE),
-        torch.ones(3, device=DEVICE) * 2,
-    )
-    inputs = (logits, counts, in_prompt, factors, factors, factors)
-    got, wanted = logits_kernel.apply_penalties(*inputs), logits_reference.apply_penalties(*inputs)
-    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
-    assert logits_kernel.apply_penalties(*(tensor[:0] for tensor in inputs)).shape == (0, 100)
 
 
 @pytest.mark.parametrize("vocab", VOCABS)
