@@ -57,7 +57,8 @@ def _penalties_kernel(
     tl.store(out_ptr + row * vocab + tokens, logits, mask=mask)
 
 
-@triton.jit
+# One kernel whichever lists there are, so that it is compiled once.
+@triton.jit(do_not_specialize=["has_bias", "has_bans"])
 def _lists_kernel(
     logits_ptr,
     bias_starts_ptr,
@@ -68,15 +69,15 @@ def _lists_kernel(
     lengths_ptr,
     until_ptr,
     logits_stride,
-    HAS_BIAS: tl.constexpr,
-    HAS_BANS: tl.constexpr,
+    has_bias,
+    has_bans,
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * logits_stride
     pdl.wait(PDL)
-    if HAS_BIAS:
+    if has_bias != 0:
         end = tl.load(bias_starts_ptr + row + 1)
         for start in range(tl.load(bias_starts_ptr + row), end, BLOCK):
             entries = start + tl.arange(0, BLOCK)
@@ -86,7 +87,7 @@ def _lists_kernel(
             tl.store(at, tl.load(at, mask=mask, other=0.0) + values, mask=mask)
         # A ban may be for a token that another thread has given a bias.
         tl.debug_barrier()
-    if HAS_BANS:
+    if has_bans != 0:
         is_early = tl.load(lengths_ptr + row) < tl.load(until_ptr + row)
         if is_early:
             end = tl.load(ban_starts_ptr + row + 1)
@@ -151,15 +152,15 @@ def edit_logits(logits: torch.Tensor, bias: Bias | None, bans: Bans | None, bitm
     if logits.stride(1) != 1:
         raise ValueError("the elements of a row must be adjacent")
     if num_rows and (bias is not None or bans is not None):
-        unread = logits
-        bias_columns = (unread,) * 3 if bias is None else (bias.lists.starts, bias.lists.tokens, bias.values)
-        ban_columns = (unread,) * 4
+        ids, lengths = (logits.new_empty(0, dtype=dtype) for dtype in (torch.int32, torch.int64))
+        bias_columns, ban_columns = (ids, ids, logits), (ids, ids, lengths, lengths)
+        if bias is not None:
+            bias_columns = (bias.lists.starts, bias.lists.tokens, bias.values)
         if bans is not None:
             ban_columns = (bans.lists.starts, bans.lists.tokens, bans.lengths, bans.until)
         _lists_kernel[(num_rows,)](
-            logits, *bias_columns, *ban_columns, logits.stride(0),
-            HAS_BIAS=bias is not None, HAS_BANS=bans is not None, BLOCK=_LIST_BLOCK, num_warps=4,
-            **pdl.options(),
+            logits, *bias_columns, *ban_columns, logits.stride(0), int(bias is not None),
+            int(bans is not None), BLOCK=_LIST_BLOCK, num_warps=4, **pdl.options(),
         )  # fmt: skip
     if bitmask is not None and len(bitmask.rows):
         words = _BLOCK // 32

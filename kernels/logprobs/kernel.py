@@ -90,7 +90,7 @@ def _store_searched(
         last = best
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_top"])
 def _join_kernel(
     logits_ptr,
     token_ids_ptr,
