@@ -14,6 +14,7 @@ from quire.packing import unpack_float32, unpack_int32
 from quire.v1 import types_pb2, worker_pb2
 
 NO_LOGPROBS = -1
+_NO_IDS = np.empty(0, np.int32)
 
 
 class DrawKind(IntEnum):
@@ -37,8 +38,9 @@ class DrawPlan:
     num_logprobs: NDArray[np.int64]
     """[n]: log-probabilities that each row asks for, NO_LOGPROBS for none."""
     edits: Mapping[str, NDArray[np.generic]]
-    """For the copy to the device: bias_entries and bias_tokens int64 [m], bias_values float32 [m];
-    early_entries and early_tokens int64 [m], the stop tokens of rows below their min_tokens. Left out where empty."""
+    """For the copy to the device, lists of tokens as `kernels.logits.TokenLists` has them: bias_starts, bias_tokens
+    int32 and bias_values float32; ban_starts and ban_tokens int32, the stop tokens of rows below their min_tokens. Left
+    out where all are empty."""
 
 
 class RowSampling:
@@ -114,9 +116,8 @@ class RowSampling:
         self._stop_ids[row] = unpack_int32(params.stop_token_ids)
         self._bias.pop(row, None)
         if params.logit_bias_token_ids:
-            self._bias[row] = (
-                unpack_int32(params.logit_bias_token_ids),
-                unpack_float32(params.logit_bias_values),
+            self._bias[row] = _summed(
+                unpack_int32(params.logit_bias_token_ids), unpack_float32(params.logit_bias_values)
             )
         token_ids = unpack_int32(added.token_ids)
         integers = {
@@ -135,21 +136,20 @@ class RowSampling:
 
     def plan(self, rows: NDArray[np.int64], num_tokens: NDArray[np.int64]) -> DrawPlan:
         """For a batch of `rows` [n], whose tokens before its first step are at least `num_tokens` [n]."""
-        is_early = num_tokens < self._stops_from[rows]
         edits: dict[str, NDArray[np.generic]] = {}
-        biased = []
-        if self._bias:
-            biased = [
-                (entry, *self._bias[row]) for entry, row in enumerate(rows.tolist()) if row in self._bias
+        biased = [self._bias.get(row) for row in rows.tolist()] if self._bias else []
+        if any(biased):
+            ids = [_NO_IDS if bias is None else bias[0] for bias in biased]
+            edits["bias_starts"], edits["bias_tokens"] = _lists(ids)
+            edits["bias_values"] = np.concatenate([bias[1] for bias in biased if bias is not None])
+        is_early = num_tokens < self._stops_from[rows]
+        if is_early.any():
+            banned = [
+                self._stop_ids[row] if early else _NO_IDS
+                for row, early in zip(rows.tolist(), is_early.tolist(), strict=True)
             ]
-        if biased:
-            edits["bias_entries"] = _repeat([(entry, len(ids)) for entry, ids, _ in biased])
-            edits["bias_tokens"] = np.concatenate([ids for _, ids, _ in biased]).astype(np.int64)
-            edits["bias_values"] = np.concatenate([values for _, _, values in biased])
-        early = [(entry, self._stop_ids[int(rows[entry])]) for entry in np.flatnonzero(is_early).tolist()]
-        if any(len(ids) for _, ids in early):
-            edits["early_entries"] = _repeat([(entry, len(ids)) for entry, ids in early])
-            edits["early_tokens"] = np.concatenate([ids for _, ids in early]).astype(np.int64)
+            if any(len(ids) for ids in banned):
+                edits["ban_starts"], edits["ban_tokens"] = _lists(banned)
         is_penalised = bool(self._is_penalised[rows].any())
         num_logprobs = self._num_logprobs[rows]
         kind = DrawKind.TEMPERATURE if self._is_random[rows].any() else DrawKind.GREEDY
@@ -160,10 +160,21 @@ class RowSampling:
         return DrawPlan(kind, is_penalised, num_logprobs, edits)
 
 
-def _repeat(counts: list[tuple[int, int]]) -> NDArray[np.int64]:
-    """Each entry as often as its count says."""
-    entries, times = zip(*counts, strict=True)
-    return np.repeat(np.array(entries, np.int64), times)
+def _lists(lists: list[NDArray[np.int32]]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Where each list starts, and where the last one ends; and their entries."""
+    starts = np.zeros(len(lists) + 1, np.int32)
+    np.cumsum([len(entries) for entries in lists], out=starts[1:])
+    return starts, np.concatenate(lists)
+
+
+def _summed(
+    ids: NDArray[np.int32], values: NDArray[np.float32]
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Every id once, with the sum of its values."""
+    unique, places = np.unique(ids, return_inverse=True)
+    sums = np.zeros(len(unique), np.float32)
+    np.add.at(sums, places, values)
+    return unique, sums
 
 
 def _or(params: types_pb2.SamplingParams, name: str, default: float) -> float:

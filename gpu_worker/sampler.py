@@ -39,19 +39,13 @@ class Sampler:
     ) -> torch.Tensor:
         """Tokens int64 [n] after the changes of logits that the rows ask for; `edits` is the plan's, on the device."""
         columns = self._rows.sampling(batch_rows)
-        edited = logits.float()
+        edited = logits
         if plan.is_penalised:
-            edited = self._penalise(edited, batch_rows, columns)
-        if edits and edited is logits:
-            edited = edited.clone()
-        if "bias_entries" in edits:
-            entries, tokens = edits["bias_entries"], edits["bias_tokens"]
-            edited.index_put_((entries, tokens), edits["bias_values"], accumulate=True)
-        if "early_entries" in edits:
-            entries, tokens = edits["early_entries"], edits["early_tokens"]
-            is_early = columns.positions[entries] < columns.stops_from[entries]
-            kept = edited[entries, tokens]
-            edited.index_put_((entries, tokens), torch.where(is_early, float("-inf"), kept))
+            edited = self._penalise(logits, batch_rows, columns)
+        elif edits:
+            # Log-probabilities are those of the logits as they were.
+            edited = logits.to(torch.float32, copy=True)
+        _edit(edited, edits, columns)
         drawn = _sample(edited, columns)
         if plan.is_penalised and self._output_counts is not None:
             ones = torch.ones_like(drawn, dtype=self._output_counts.dtype)
@@ -77,9 +71,22 @@ class Sampler:
         assert self._in_prompt is not None
         # Rows that ask for no penalty have counts of earlier rows; their factors of 1 and 0 undo them exactly.
         return logits_op.apply_penalties(
-            logits, self._output_counts[batch_rows], self._in_prompt[batch_rows],
+            logits, batch_rows, self._output_counts, self._in_prompt,
             columns.repetition, columns.frequency, columns.presence,
         )  # fmt: skip
+
+
+def _edit(logits: torch.Tensor, edits: Mapping[str, torch.Tensor], columns: SamplingColumns) -> None:
+    """Apply what a plan asks for to logits float32 [n, vocab]."""
+    bias = bans = None
+    if "bias_starts" in edits:
+        lists = logits_op.TokenLists(edits["bias_starts"], edits["bias_tokens"])
+        bias = logits_op.Bias(lists, edits["bias_values"])
+    if "ban_starts" in edits:
+        lists = logits_op.TokenLists(edits["ban_starts"], edits["ban_tokens"])
+        bans = logits_op.Bans(lists, columns.positions, columns.stops_from)
+    if bias is not None or bans is not None:
+        logits_op.edit_logits(logits, bias, bans)
 
 
 def _sample(logits: torch.Tensor, columns: SamplingColumns) -> torch.Tensor:

@@ -4,18 +4,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gpu_worker.model_runner import ModelRunner
-from quire.packing import pack_int32, pack_uint32
+from quire.packing import pack_float32, pack_int32, pack_uint32
 from quire.v1 import types_pb2, worker_pb2
 
 _LENGTHS = ((1,), (30, 3), (60,), (120,), (250,), (500,), (1000,), (2500,), (4000,))
 """Prompts of one step: each has other tiles, or another product's kernel."""
-_SAMPLING = (
-    types_pb2.SamplingParams(temperature=0),
-    types_pb2.SamplingParams(temperature=1, seed=1),
-    types_pb2.SamplingParams(temperature=1, top_p=0.9, top_k=20, min_p=0.01, seed=1),
-    types_pb2.SamplingParams(temperature=1, frequency_penalty=0.1, repetition_penalty=1.1, seed=1),
-)
 _DECODED = 4
+
+
+def _every_kind(limits: worker_pb2.WorkerDescription) -> tuple[types_pb2.SamplingParams, ...]:
+    """What rows may ask of sampling, so that each of its kernels runs."""
+    return (
+        types_pb2.SamplingParams(temperature=0),
+        types_pb2.SamplingParams(temperature=1, seed=1),
+        types_pb2.SamplingParams(temperature=1, top_p=0.9, top_k=20, min_p=0.01, seed=1),
+        types_pb2.SamplingParams(
+            temperature=1, frequency_penalty=0.1, repetition_penalty=1.1, seed=1, min_tokens=2,
+            stop_token_ids=pack_int32([0]), logit_bias_token_ids=pack_int32([0]),
+            logit_bias_values=pack_float32([1.0]), logprobs=min(1, limits.max_logprobs),
+        ),
+    )  # fmt: skip
 
 
 @dataclass
@@ -47,7 +55,8 @@ class _Places:
 
 def warm_up(runner: ModelRunner, on_progress: Callable[[float], None]) -> None:
     """Prefill and decode with every kind of sampling; leaves no row behind. `on_progress` gets the share done."""
-    for number, sampling in enumerate(_SAMPLING, start=1):
+    kinds = _every_kind(runner.limits)
+    for number, sampling in enumerate(kinds, start=1):
         places = _Places(runner.limits)
         for lengths in _LENGTHS:
             added = [row for length in lengths if (row := places.add(length, sampling)) is not None]
@@ -60,4 +69,4 @@ def warm_up(runner: ModelRunner, on_progress: Callable[[float], None]) -> None:
             runner.launch(command).wait()
         runner.launch(worker_pb2.StepCommand(decode_steps=1)).wait()
         runner.clear()
-        on_progress(number / len(_SAMPLING))
+        on_progress(number / len(kinds))

@@ -1,4 +1,8 @@
-"""Log-probabilities of chosen tokens and of the likeliest ones. Floor: one read of the logits."""
+"""Log-probabilities of chosen tokens and of the likeliest ones.
+
+Floor: one read of the logits, 18 us for 256 rows of 151,936 bfloat16 on an H200. Measured there: 29 us (64 %) without
+the likeliest, 43 (43 %) with 20, whose short lists were sorted then, and are compared all with all now.
+"""
 
 import torch
 

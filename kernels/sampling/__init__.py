@@ -2,13 +2,18 @@
 
 The sample is the argmax of filtered logits plus Gumbel noise, which is distributed as their softmax (Gumbel,
 1954). The noise comes from Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011)
-keyed by the 64-bit seed, with counter (token id, position, 0, 0): Triton's `tl.philox` gives the same bits.
-Floor: one read of the logits.
+keyed by the 64-bit seed, with counter (token id // 4, position, 0, 0), whose word token id % 4 is the token's: see
+`philox.token_uniforms`. Triton's `tl.philox` gives the same bits.
 
 Each filter keeps tokens from the likeliest down, the lower id first among equals: top-k so many, top-p until the mass
 before a token, as a share of what top-k keeps, reaches top_p, min-p those at least min_p times as likely as the
 likeliest. The likeliest token is always kept. Which tokens a filter keeps is a question of rounding only where a
 sum of probabilities equals top_p, or a ratio min_p, to about six digits; there implementations may differ.
+
+Floor: one read of the logits, 18 us for 256 rows of 151,936 bfloat16 on an H200 at its copy rate. Measured there:
+greedy 27 us (69 %), temperature alone 66 (the noise costs 37 instructions a token), top-k 20 85, min-p 103, top-p 0.9
+of nearly flat rows 213 and of peaked ones 342; one row 2.3, 3.0, 17, 9, 15 and 16. That was with two rounds of four
+pivots (`narrowing`) and lists that were sorted (`shortlist`); what followed is not measured on a GPU.
 """
 
 import torch

@@ -1,38 +1,52 @@
 """Triton: launchers. A row is split over several programs, so that one row alone uses more than one multiprocessor.
 
-Nothing here depends on the values of the parameters, so all of it can be recorded in a CUDA graph. `greedy` and
-`sample_unfiltered` read the logits once; `sample` three times where a row is filtered.
+Nothing here depends on the values of the parameters, so all of it can be recorded in a CUDA graph; a program whose row
+has no use for its kernel ends at once.
 """
+
+from typing import Any
 
 import torch
 import triton
 
 from kernels import pdl
-from kernels.sampling.filters import collect_kernel, draw_kernel, survey_kernel
+from kernels.sampling.finish import finish_kernel
+from kernels.sampling.narrowing import draw_kernel, survey_kernel
 from kernels.sampling.scores import (
     ALL_PARAMETERS,
+    GROUP,
     NO_PARAMETERS,
     TEMPERATURE_ONLY,
     pick_kernel,
     score_kernel,
 )
+from kernels.sampling.shortlist import LONGEST
 
-_PIVOTS = 16
-_LIST_CAPACITY = 8192
-_BLOCK = 1024
-_SURVEY_BLOCK = 512
+_PIVOTS = (4, 8, 8)
+"""How many scores the survey of each round measures: only the first round's is of all rows."""
+_TILE = {"SPANS": 128, "WIDTH": 8, "num_warps": 4}
+_ROW_TILE = {"SPANS": 128, "WIDTH": 16, "num_warps": 4}
+_SMALLEST_CHUNK, _LARGEST_CHUNK = 2048, 16384
+_ENOUGH_PROGRAMS = 2600
 
 
-def _chunk_size(num_rows: int) -> int:
+def _chunk_size(num_rows: int, vocab: int) -> int:
     """Tokens per program: few rows are split finely, to use every multiprocessor."""
-    return 2048 if num_rows <= 16 else 8192
+    chunk = _SMALLEST_CHUNK
+    while chunk < _LARGEST_CHUNK and num_rows * triton.cdiv(vocab, chunk) > _ENOUGH_PROGRAMS:
+        chunk *= 2
+    return chunk
+
+
+def _most_chunks(vocab: int) -> int:
+    most: int = triton.next_power_of_2(triton.cdiv(vocab, _SMALLEST_CHUNK))
+    return most
 
 
 def greedy(logits: torch.Tensor) -> torch.Tensor:
     """See `kernels.sampling`."""
-    placeholder = logits
-    keys = _scores(logits, (placeholder,) * 6, NO_PARAMETERS.value)
-    return _pick(keys)
+    unread = logits
+    return _pick(_scores(logits, (unread,) * 6, (unread, unread), NO_PARAMETERS.value), logits.shape[1])
 
 
 def sample_unfiltered(
@@ -40,8 +54,8 @@ def sample_unfiltered(
 ) -> torch.Tensor:
     """See `kernels.sampling`."""
     unread = temperature
-    keys = _scores(logits, (temperature, unread, unread, unread, seeds, positions), TEMPERATURE_ONLY.value)
-    return _pick(keys)
+    columns = (temperature, unread, unread, unread, seeds, positions)
+    return _pick(_scores(logits, columns, (unread, unread), TEMPERATURE_ONLY.value), logits.shape[1])
 
 
 def sample(
@@ -56,55 +70,66 @@ def sample(
     """See `kernels.sampling`."""
     num_rows, vocab = logits.shape
     filters = (temperature, top_k, top_p, min_p)
-    keys = _scores(logits, (*filters, seeds, positions), ALL_PARAMETERS.value)
-    num_chunks, device = keys.shape[1], logits.device
-    out = torch.empty((num_rows,), dtype=torch.int64, device=device)
+    num_groups = triton.cdiv(vocab, GROUP.value)
+
+    def empty(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=logits.device)
+
+    out, maxima = empty(torch.int64, num_rows), empty(torch.float32, num_rows, num_groups)
+    keys = _scores(logits, (*filters, seeds, positions), (maxima, out), ALL_PARAMETERS.value)
     if num_rows == 0:
         return out
-    counts = torch.empty((num_rows, num_chunks, _PIVOTS), dtype=torch.int32, device=device)
-    masses = torch.empty((num_rows, num_chunks, _PIVOTS), dtype=torch.float32, device=device)
-    totals = torch.empty((num_rows, num_chunks), dtype=torch.int64, device=device)
-    capacity = min(_LIST_CAPACITY, vocab)
-    list_scores = torch.empty((num_rows, capacity), dtype=torch.float32, device=device)
-    list_tokens = torch.empty((num_rows, capacity), dtype=torch.int32, device=device)
-    surveys, lists = (keys, counts, masses, totals), (list_scores, list_tokens)
-    chunks, chunk = triton.next_power_of_2(num_chunks), _chunk_size(num_rows)
-    survey_kernel[keys.shape](
-        logits, *filters, *surveys, logits.stride(0), vocab,
-        CHUNK=chunk, CHUNKS=chunks, BLOCK=_SURVEY_BLOCK, PIVOTS=_PIVOTS, num_warps=8, **pdl.options(),
-    )  # fmt: skip
-    collect_kernel[keys.shape](
-        logits, *filters, *surveys, *lists, logits.stride(0), vocab,
-        CHUNK=chunk, CHUNKS=chunks, BLOCK=_BLOCK, PIVOTS=_PIVOTS, CAPACITY=capacity,
-        num_warps=4, **pdl.options(),
-    )  # fmt: skip
-    draw_kernel[(num_rows,)](
-        logits, *filters, seeds, positions, *surveys, *lists, out, logits.stride(0), vocab, num_chunks,
-        CHUNKS=chunks, BLOCK=_BLOCK, PIVOTS=_PIVOTS, CAPACITY=capacity, num_warps=4, **pdl.options(),
+    num_chunks, chunk = keys.shape[1], _chunk_size(num_rows, vocab)
+    options: dict[str, Any] = {"CHUNKS": _most_chunks(vocab), **pdl.options()}
+    last = (keys, empty(torch.int64, num_rows), empty(torch.float32, num_rows))
+    shares = empty(torch.int64, num_rows)
+    for number, num_pivots in enumerate(_PIVOTS):
+        pivots = empty(torch.float32, num_rows, num_pivots)
+        masses = empty(torch.int64, num_rows, num_pivots, num_chunks)
+        lasts = torch.empty_like(keys)
+        new = (torch.empty_like(keys), torch.empty_like(last[1]), torch.empty_like(last[2]))
+        constants = {"PIVOTS": num_pivots, "FIRST": number == 0, **_TILE, **options}
+        survey_kernel[keys.shape](
+            logits, *filters, keys, *last, pivots, masses, lasts, out, logits.stride(0), vocab, chunk,
+            **constants,
+        )  # fmt: skip
+        draw_kernel[keys.shape](
+            logits, *filters, seeds, positions, keys, *last, pivots, masses, lasts, shares, *new, out,
+            logits.stride(0), vocab, chunk, **constants,
+        )  # fmt: skip
+        last = new
+    active = empty(torch.int32, num_rows, num_groups)
+    lists, befores = (empty(torch.int64, num_rows, LONGEST.value) for _ in range(2))
+    finish_kernel[(num_rows,)](
+        logits, *filters, seeds, positions, keys, maxima, active, lists, befores, last[0], last[2],
+        shares, out, logits.stride(0), vocab, num_groups, num_chunks,
+        GROUPS=triton.next_power_of_2(num_groups), **_ROW_TILE, **options,
     )  # fmt: skip
     return out
 
 
-def _scores(logits: torch.Tensor, parameters: tuple[torch.Tensor, ...], which: int) -> torch.Tensor:
-    """Keys int64 [n, chunks] of the best token of each chunk."""
+def _scores(
+    logits: torch.Tensor, columns: tuple[torch.Tensor, ...], written: tuple[torch.Tensor, ...], which: int
+) -> torch.Tensor:
+    """Keys int64 [n, chunks] of the best token of each chunk; `written` are `sample`'s group maxima and result."""
     num_rows, vocab = logits.shape
     if logits.stride(1) != 1:
         raise ValueError("the elements of a row must be adjacent")
-    chunk = _chunk_size(num_rows)
+    chunk = _chunk_size(num_rows, vocab)
     keys = torch.empty((num_rows, triton.cdiv(vocab, chunk)), dtype=torch.int64, device=logits.device)
     if num_rows:
         score_kernel[keys.shape](
-            logits, *parameters, keys, logits.stride(0), vocab,
-            PARAMETERS=which, CHUNK=chunk, BLOCK=_BLOCK, num_warps=4, **pdl.options(),
+            logits, *columns, keys, *written, logits.stride(0), vocab, triton.cdiv(vocab, GROUP.value),
+            chunk, PARAMETERS=which, **_TILE, **pdl.options(),
         )  # fmt: skip
     return keys
 
 
-def _pick(keys: torch.Tensor) -> torch.Tensor:
+def _pick(keys: torch.Tensor, vocab: int) -> torch.Tensor:
     num_rows, num_chunks = keys.shape
     out = torch.empty((num_rows,), dtype=torch.int64, device=keys.device)
     if num_rows:
         pick_kernel[(num_rows,)](
-            keys, out, num_chunks, CHUNKS=triton.next_power_of_2(num_chunks), num_warps=1, **pdl.options()
+            keys, out, num_chunks, CHUNKS=_most_chunks(vocab), num_warps=1, **pdl.options()
         )
     return out

@@ -1,4 +1,4 @@
-"""Philox-4x32-10 in torch integers, bit for bit what Triton's `tl.philox` computes."""
+"""Philox-4x32-10 in torch integers, bit for bit what Triton's `tl.philox` computes, and which token gets which bits."""
 
 import torch
 
@@ -6,12 +6,13 @@ _MASK = 0xFFFFFFFF
 _KEY_A, _KEY_B = 0x9E3779B9, 0xBB67AE85
 _ROUND_A, _ROUND_B = 0xD2511F53, 0xCD9E8D57
 _ROUNDS = 10
-# Triton's uint_to_uniform_float: the largest float32 below 2**-31, so that the result stays below 1.
-_TO_UNIFORM = 4.6566127342e-10
+_LARGEST = 1.0 - 2.0**-24
 
 
-def philox(seeds: torch.Tensor, c0: torch.Tensor, c1: torch.Tensor) -> torch.Tensor:
-    """First output word of Philox-4x32-10 with counter (c0, c1, 0, 0), as int64 in [0, 2**32).
+def philox(
+    seeds: torch.Tensor, c0: torch.Tensor, c1: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The four output words of Philox-4x32-10 with counter (c0, c1, 0, 0), as int64 in [0, 2**32).
 
     seeds int64 (the bits of a uint64), c0 and c1 int64 in [0, 2**32); shapes broadcast.
     """
@@ -24,11 +25,16 @@ def philox(seeds: torch.Tensor, c0: torch.Tensor, c1: torch.Tensor) -> torch.Ten
         c2 = ((product_a >> 32) & _MASK) ^ c3 ^ k1
         c1, c3 = product_b & _MASK, product_a & _MASK
         k0, k1 = (k0 + _KEY_A) & _MASK, (k1 + _KEY_B) & _MASK
-    return c0
+    return c0, c1, c2, c3
 
 
-def to_uniform(bits: torch.Tensor) -> torch.Tensor:
-    """32 random bits (int64) to float32 in [0, 1), as Triton's `uint_to_uniform_float` does."""
-    signed = torch.where(bits >= 2**31, bits - 2**32, bits)
-    magnitude = torch.where(signed < 0, -signed - 1, signed)
-    return magnitude.float() * _TO_UNIFORM
+def token_uniforms(vocab: int, seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """The random number of every token at some positions, float32 [n, vocab] in (0, 1); seeds, positions int64 [n].
+
+    Token t gets word t % 4 of the counter (t // 4, position); the word plus a half, over 2**32, is its number: near 0,
+    where the noise of the tokens that win comes from, it has all of its 24 bits.
+    """
+    quads = torch.arange((vocab + 3) // 4, device=seeds.device)[None, :]
+    words = torch.stack(philox(seeds[:, None], quads, positions[:, None]), dim=-1)
+    bits = words.flatten(1)[:, :vocab]
+    return (bits.float() * 2.0**-32 + 2.0**-33).clamp(max=_LARGEST)

@@ -2,10 +2,10 @@
 
 import torch
 
-from kernels.sampling.philox import philox, to_uniform
+from kernels.sampling.philox import token_uniforms
 
-# Keeps both logarithms of the Gumbel transform finite.
-_SMALLEST, _LARGEST = 2.0**-33, 1.0 - 2.0**-24
+# So that a logit of 0 stays 0 at any temperature.
+_LARGEST_INVERSE = 2.0**126
 
 
 def greedy(logits: torch.Tensor) -> torch.Tensor:
@@ -26,7 +26,7 @@ def sample(
     scaled = _scaled(logits, temperature)
     if bool(((top_k > 0) | (top_p < 1) | (min_p > 0)).any()):
         scaled = _filter(scaled, top_k, top_p, min_p)
-    drawn = (scaled + _gumbel(logits.shape[1], seeds, positions)).argmax(dim=-1)
+    drawn = (scaled + gumbel(logits.shape[1], seeds, positions)).argmax(dim=-1)
     return torch.where(temperature == 0, logits.argmax(dim=-1), drawn)
 
 
@@ -34,18 +34,18 @@ def sample_unfiltered(
     logits: torch.Tensor, temperature: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor
 ) -> torch.Tensor:
     """See `kernels.sampling`."""
-    noisy = _scaled(logits, temperature) + _gumbel(logits.shape[1], seeds, positions)
+    noisy = _scaled(logits, temperature) + gumbel(logits.shape[1], seeds, positions)
     return torch.where(temperature == 0, logits.argmax(dim=-1), noisy.argmax(dim=-1))
 
 
 def _scaled(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
-    return logits / torch.where(temperature == 0, 1.0, temperature)[:, None]
+    inverse = torch.where(temperature == 0, 1.0, temperature).reciprocal().clamp(max=_LARGEST_INVERSE)
+    return logits.float() * inverse[:, None]
 
 
-def _gumbel(vocab: int, seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    token_ids = torch.arange(vocab, device=seeds.device)[None, :]
-    uniform = to_uniform(philox(seeds[:, None], token_ids, positions[:, None]))
-    return -torch.log(-torch.log(uniform.clamp(_SMALLEST, _LARGEST)))
+def gumbel(vocab: int, seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """The noise of every token at some positions, float32 [n, vocab]."""
+    return -torch.log(-torch.log1p(-token_uniforms(vocab, seeds, positions)))
 
 
 def _filter(

@@ -6,7 +6,7 @@ import torch
 
 from gpu_worker.device_rows import RowChanges
 from gpu_worker.row_sampling import DrawKind, RowSampling
-from quire.packing import pack_int32
+from quire.packing import pack_float32, pack_int32
 from quire.v1 import types_pb2, worker_pb2
 from tests.support.checkpoints import checkpoint
 from tests.support.worker_driver import DrivenRow, WorkerDriver, greedy, make_runner
@@ -38,6 +38,33 @@ def test_the_most_demanding_row_decides(asked: list[types_pb2.SamplingParams], k
         sampling.add(added, RowChanges(4))
     rows = np.arange(len(asked))
     assert sampling.plan(rows, np.ones(len(asked), np.int64)).kind == kind
+
+
+def planned(asked: list[types_pb2.SamplingParams], num_tokens: list[int]) -> dict[str, list[float]]:
+    """The edits of a batch of rows 1, 2, ... with prompts of one token."""
+    sampling = RowSampling(8, 100, 5)
+    for row, params in enumerate(asked, start=1):
+        added = worker_pb2.RowAdd(row=row, token_ids=pack_int32([1]), num_prompt_tokens=1, sampling=params)
+        sampling.add(added, RowChanges(4))
+    plan = sampling.plan(np.arange(1, len(asked) + 1), np.array(num_tokens))
+    return {name: array.tolist() for name, array in plan.edits.items()}
+
+
+def test_biases_are_lists_in_the_order_of_the_batch_with_each_token_once() -> None:
+    twice = greedy(logit_bias_token_ids=pack_int32([9, 4, 9]), logit_bias_values=pack_float32([1, -2, 0.5]))
+    once = greedy(logit_bias_token_ids=pack_int32([7]), logit_bias_values=pack_float32([3]))
+    assert planned([GREEDY, twice, WARM, once], [1, 1, 1, 1]) == {
+        "bias_starts": [0, 0, 2, 2, 3], "bias_tokens": [4, 9, 7], "bias_values": [-2, 1.5, 3],
+    }  # fmt: skip
+
+
+def test_stop_tokens_are_banned_for_the_rows_that_are_below_their_minimum() -> None:
+    early = greedy(stop_token_ids=pack_int32([5, 6]), min_tokens=4)
+    assert planned([early, GREEDY, early, early], [4, 1, 5, 1]) == {
+        "ban_starts": [0, 2, 2, 2, 4], "ban_tokens": [5, 6, 5, 6],
+    }  # fmt: skip
+    assert planned([early], [5]) == {}
+    assert planned([greedy(min_tokens=4)], [1]) == {}
 
 
 def test_a_row_that_is_taken_again_asks_for_nothing_of_its_last_sequence() -> None:

@@ -130,7 +130,13 @@ def test_penalties_are_those_of_transformers_and_openai() -> None:
     in_prompt[0, prompt] = True
     counts = torch.bincount(torch.tensor(output), minlength=VOCAB)[None]
     found = apply_penalties(
-        logits, counts, in_prompt, torch.tensor([1.3]), torch.tensor([0.5]), torch.tensor([0.25])
+        logits,
+        torch.tensor([0]),
+        counts,
+        in_prompt,
+        torch.tensor([1.3]),
+        torch.tensor([0.5]),
+        torch.tensor([0.25]),
     )
     wanted = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([prompt + output]), logits.clone())
     wanted[0, 3] -= 0.5 * 1 + 0.25
@@ -140,10 +146,18 @@ def test_penalties_are_those_of_transformers_and_openai() -> None:
 
 def test_logit_bias_forces_and_forbids_tokens() -> None:
     runner = make_runner(checkpoint("LlamaForCausalLM"), max_rows=4)
-    forced = greedy(logit_bias_token_ids=pack_int32([33]), logit_bias_values=pack_float32([1000.0]))
-    row = DrivenRow([5, 6, 7], 4, forced)
-    WorkerDriver(runner).run([row])
-    assert row.tokens == [33] * 4
+    # No half of it would do: what a token is given twice is added up.
+    forced = greedy(
+        logit_bias_token_ids=pack_int32([33, 34, 33]), logit_bias_values=pack_float32([900, 1000, 900])
+    )
+    forbidden = greedy(
+        logit_bias_token_ids=pack_int32([33]), logit_bias_values=pack_float32([-1000]),
+        frequency_penalty=0.1,
+    )  # fmt: skip
+    rows = [DrivenRow([5, 6, 7], 4, asked) for asked in (greedy(), forced, forbidden)]
+    WorkerDriver(runner).run(rows)
+    assert rows[1].tokens == [33] * 4
+    assert 33 not in rows[2].tokens
 
 
 def test_stop_tokens_wait_for_min_tokens_and_then_end_the_row() -> None:

@@ -1,12 +1,10 @@
-"""Triton's penalties, sampling and log-probabilities against the references, in the interpreter or on the GPU."""
+"""Triton's sampling and log-probabilities against the references, in the interpreter or on the GPU."""
 
 from dataclasses import dataclass
 
 import pytest
 import torch
 
-from kernels.logits import kernel as logits_kernel
-from kernels.logits import reference as logits_reference
 from kernels.logprobs import kernel as logprobs_kernel
 from kernels.logprobs import reference as logprobs_reference
 from kernels.sampling import kernel as sampling_kernel
@@ -62,32 +60,6 @@ class Rows:
         tokens = self.sample()
         exact, under, over = self.reference(), self.reference(-1e-5), self.reference(1e-5)
         assert bool(((tokens == exact) | (tokens == under) | (tokens == over)).all())
-
-
-@pytest.mark.parametrize("vocab", VOCABS)
-def test_penalties_are_those_of_the_reference(vocab: int) -> None:
-    n = 4
-    logits = torch.randn(n, vocab, device=DEVICE) * 3
-    counts = torch.randint(0, 3, (n, vocab), device=DEVICE, dtype=torch.int32)
-    in_prompt = torch.rand(n, vocab, device=DEVICE) < 0.2
-    repetition, frequency, presence = torch.rand(3, n, device=DEVICE) + 0.5
-    repetition[1], frequency[1:3], presence[1] = 1, 0, 0
-    inputs = (logits, counts, in_prompt, repetition, frequency, presence)
-    got, wanted = logits_kernel.apply_penalties(*inputs), logits_reference.apply_penalties(*inputs)
-    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
-    assert torch.equal(got[1], logits[1])
-
-
-def test_penalties_of_rows_that_lie_apart_and_of_none() -> None:
-    logits, counts = torch.randn(6, 300, device=DEVICE)[::2, 7:107], torch.ones(3, 100, device=DEVICE).int()
-    in_prompt, factors = (
-        torch.zeros(3, 100, dtype=torch.bool, device=DEVICE),
-        torch.ones(3, device=DEVICE) * 2,
-    )
-    inputs = (logits, counts, in_prompt, factors, factors, factors)
-    got, wanted = logits_kernel.apply_penalties(*inputs), logits_reference.apply_penalties(*inputs)
-    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
-    assert logits_kernel.apply_penalties(*(tensor[:0] for tensor in inputs)).shape == (0, 100)
 
 
 @pytest.mark.parametrize("vocab", VOCABS)
@@ -151,12 +123,49 @@ def test_top_k_counts_forbidden_tokens_last() -> None:
     rows.check()
 
 
-def test_a_row_too_flat_for_a_list_is_searched_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling_kernel, "_LIST_CAPACITY", 64)
-    rows = Rows.random(4, 2500, spread=0.2, in_bfloat16=True)
-    rows.top_k[:] = torch.tensor([100, 0, 1500, 30], device=DEVICE)
-    rows.top_p[:] = torch.tensor([1, 0.9, 0.8, 1], device=DEVICE)
+def test_what_top_k_keeps_of_a_row_too_flat_for_a_list_is_searched() -> None:
+    rows = Rows.random(4, 2500, spread=0.2)
+    rows.logits[:] = rows.logits.bfloat16().float()
+    rows.logits[2:] = 0.5
+    rows.top_k[:] = torch.tensor([1100, 1500, 30, 1300], device=DEVICE)
+    rows.top_p[:] = torch.tensor([1, 0.8, 1, 0.01], device=DEVICE)
+    rows.min_p[0] = 0.8
     rows.check()
+
+
+@pytest.mark.parametrize("top_p", [0.02, 0.3, 0.9])
+def test_top_p_of_rows_whose_mass_is_spread_far_and_wide(top_p: float) -> None:
+    """Draws of the first rounds are often outside, and go on until one is not."""
+    rows = Rows.random(9, 5000, spread=0.3)
+    rows.logits[3:6] = (rows.logits[3:6] * 8).bfloat16().float()
+    rows.logits[6:8] = rows.logits[6:8].sign()
+    rows.logits[8] = -7
+    rows.logits[5, 7] = 60
+    rows.top_p[:] = top_p
+    rows.min_p[4] = 0.01
+    rows.check()
+
+
+# The interpreter's numpy warns of them.
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_logits_that_are_not_numbers_give_some_token() -> None:
+    rows = Rows.random(6, 3000)
+    rows.logits[:3] = torch.nan
+    rows.logits[3:] = float("-inf")
+    rows.top_k[:] = torch.tensor([5, 0, 0, 5, 0, 0], device=DEVICE)
+    rows.top_p[:] = torch.tensor([0.5, 0.5, 1, 0.5, 0.5, 1], device=DEVICE)
+    rows.min_p[:] = torch.tensor([0.1, 0, 0.1, 0, 0, 0.1], device=DEVICE)
+    tokens = rows.sample()
+    assert bool(((tokens >= 0) & (tokens < 3000)).all())
+
+
+def test_a_row_of_half_precision_draws_what_its_float32_copy_draws() -> None:
+    rows = Rows.random(8, 3000)
+    rows.top_k[2:4], rows.top_p[3:6], rows.min_p[6] = 30, 0.8, 0.05
+    for dtype in (torch.bfloat16, torch.float16):
+        narrow = rows | {"logits": rows.logits.to(dtype)}
+        assert torch.equal(narrow.sample(), (rows | {"logits": narrow.logits.float()}).sample())
+        narrow.check()
 
 
 def test_scores_far_from_the_best_are_searched_too() -> None:
@@ -166,8 +175,10 @@ def test_scores_far_from_the_best_are_searched_too() -> None:
     rows.check()
 
 
-def test_a_row_alone_draws_what_it_draws_among_many() -> None:
+def test_a_row_alone_draws_what_it_draws_among_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling_kernel, "_ENOUGH_PROGRAMS", 40)
     rows = Rows.random(17, 9000, in_bfloat16=True)
+    assert sampling_kernel._chunk_size(17, 9000) > sampling_kernel._chunk_size(1, 9000)
     rows.top_k[:2], rows.top_p[1:3], rows.min_p[2:4] = 50, 0.9, 0.01
     together = rows.sample()
     alone = [
@@ -196,13 +207,18 @@ def check_logprobs(logits: torch.Tensor, num_top: int) -> None:
 
 
 @pytest.mark.parametrize("vocab", [50, 2048, 4500])
-@pytest.mark.parametrize("num_top", [0, 1, 20, 30])
+@pytest.mark.parametrize("num_top", [0, 1, 20, 40])
 def test_logprobs_are_those_of_the_reference_and_equals_come_by_id(num_top: int, vocab: int) -> None:
     logits = torch.randn(3, vocab, device=DEVICE) * 5
     if num_top <= logprobs_kernel.MAX_TOP:
         logits = logits.bfloat16().float()
     logits[1, : vocab - 30] = float("-inf")
     check_logprobs(logits, num_top)
+
+
+def test_logprobs_of_rows_that_are_all_the_same() -> None:
+    check_logprobs(torch.zeros(2, 4500, device=DEVICE), 5)
+    check_logprobs(torch.zeros(2, 300, device=DEVICE), 5)
 
 
 def test_logprobs_of_many_rows_of_half_precision_and_of_none() -> None:

@@ -32,6 +32,8 @@ _TYPES = {
     torch.float16: "*fp16",
     torch.float32: "*fp32",
     torch.int32: "*i32",
+    torch.int64: "*i64",
+    torch.bool: "*i1",
     FP8: "*fp8e4nv",
 }
 
