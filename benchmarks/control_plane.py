@@ -12,21 +12,14 @@ operating system counts it.
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
-import signal
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[1]
-API_KEY = "sk-benchmark"
-SERVICES = ("gateway", "tokenizer_svc", "scheduler_svc", "instant_worker")
+from benchmarks.service_processes import API_KEY, DEMO_MODEL, SERVICES, ServiceProcesses, service_processes
+
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -43,93 +36,6 @@ class Measurement:
     time_to_first_chunk_p50_s: float
     time_to_first_chunk_max_s: float
     cpu_us_per_token: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Fleet:
-    """The running processes."""
-
-    port: int
-    processes: dict[str, subprocess.Popen[bytes]]
-
-
-@contextlib.contextmanager
-def fleet(model: Path, *, max_rows: int, max_decode_steps: int) -> Iterator[Fleet]:
-    """Start every service, the gateway on a free port; stop them all at the end."""
-    with tempfile.TemporaryDirectory(prefix="quire-bench-") as sockets:
-        port = _free_port()
-        listen = {name: f"unix:{sockets}/{name}" for name in SERVICES} | {"gateway": f"127.0.0.1:{port}"}
-        vocab_size = json.loads((model / "config.json").read_text())["vocab_size"]
-        modules = {
-            "instant_worker": [
-                *(
-                    "-m",
-                    "benchmarks.instant_worker",
-                    "--vocab-size",
-                    str(vocab_size),
-                    "--max-rows",
-                    str(max_rows),
-                ),
-                *("--max-rows", str(max_rows), "--max-decode-steps", str(max_decode_steps)),
-            ],
-            "scheduler_svc": ["-m", "scheduler_svc", "--workers", listen["instant_worker"]],
-            "tokenizer_svc": [
-                "-m",
-                "tokenizer_svc",
-                "--model",
-                str(model),
-                "--schedulers",
-                listen["scheduler_svc"],
-            ],
-            "gateway": [
-                "-m",
-                "gateway",
-                "--tokenizers",
-                listen["tokenizer_svc"],
-                "--keys-file",
-                f"{sockets}/keys",
-            ],
-        }
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-        processes = {
-            name: subprocess.Popen(
-                [sys.executable, *command, "--listen", listen[name]],
-                cwd=REPOSITORY,
-                env={**environment, "QUIRE_API_KEY": API_KEY} if name == "gateway" else environment,
-                stderr=subprocess.DEVNULL,
-            )
-            for name, command in modules.items()
-        }
-        try:
-            yield Fleet(port, processes)
-        finally:
-            for process in processes.values():
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-async def _wait_until_ready(running: Fleet) -> None:
-    while True:
-        for name, process in running.processes.items():
-            if process.poll() is not None:
-                raise RuntimeError(f"{name} ended with status {process.returncode}")
-        with contextlib.suppress(OSError):
-            reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
-            writer.write(b"GET /health/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            status = await reader.readline()
-            writer.close()
-            if b" 200 " in status:
-                return
-        await asyncio.sleep(0.05)
 
 
 async def _stream(port: int, number: int, max_tokens: int) -> tuple[int, int, float]:
@@ -168,7 +74,7 @@ async def _stream(port: int, number: int, max_tokens: int) -> tuple[int, int, fl
     return last["usage"]["completion_tokens"], chunks, first
 
 
-async def measure(running: Fleet, streams: int, tokens_each: int) -> Measurement:
+async def measure(running: ServiceProcesses, streams: int, tokens_each: int) -> Measurement:
     """All streams at once; RuntimeError if one does not get all of its tokens."""
     before = {name: _cpu_s(process.pid) for name, process in running.processes.items()}
     client_before = time.process_time()
@@ -200,8 +106,10 @@ def _cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _CLOCK_TICKS
 
 
-async def _run(running: Fleet, counts: list[int], tokens_each: int, repeats: int) -> list[Measurement]:
-    await _wait_until_ready(running)
+async def _run(
+    running: ServiceProcesses, counts: list[int], tokens_each: int, repeats: int
+) -> list[Measurement]:
+    await running.until_ready()
     await measure(running, 16, 64)  # first imports, first connections
     return [await measure(running, count, tokens_each) for count in counts for _ in range(repeats)]
 
@@ -231,15 +139,13 @@ def main() -> None:
     parser.add_argument(
         "--decode-steps", type=int, nargs="+", default=[1, 8], help="most decode steps a command"
     )
-    parser.add_argument(
-        "--model", type=Path, default=REPOSITORY / "models" / "demo", help="whose tokenizer to use"
-    )
+    parser.add_argument("--model", type=Path, default=DEMO_MODEL, help="whose tokenizer to use")
     parser.add_argument("--json", type=Path, help="where to write the measurements")
     arguments = parser.parse_args()
     results = {}
     for decode_steps in arguments.decode_steps:
-        options = {"max_rows": max(arguments.streams), "max_decode_steps": decode_steps}
-        with fleet(arguments.model, **options) as running:
+        worker = ("--max-rows", str(max(arguments.streams)), "--max-decode-steps", str(decode_steps))
+        with service_processes(arguments.model, worker) as running:
             rows = asyncio.run(_run(running, arguments.streams, arguments.tokens, arguments.repeats))
         _print(rows, f"at most {decode_steps} decode steps a command, {arguments.tokens} tokens a stream")
         results[str(decode_steps)] = [asdict(row) for row in rows]

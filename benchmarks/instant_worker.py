@@ -20,7 +20,7 @@ from pydantic import Field
 
 from benchmarks.instant_rows import InstantRows, ProtocolViolation
 from gpu_worker.block_tags import BlockTags
-from quire.packing import pack_int32, pack_uint64, unpack_int32
+from quire.packing import pack_int32, pack_uint64, unpack_int32, unpack_uint32
 from quire.redis_client import open_redis
 from quire.registry import Registration
 from quire.rpc.server import RpcServer
@@ -52,6 +52,7 @@ class InstantWorkerSettings(ServiceSettings):
     max_logprobs: int = Field(20, ge=0, description="likeliest tokens per token")
     redis_url: str = Field("", description="redis://host:port/db where workers register; empty: nowhere")
     step_us: float = Field(0.0, ge=0, description="microseconds that each step takes")
+    token_us: float = Field(0.0, ge=0, description="microseconds that each prompt position adds to its step")
 
     def description(self) -> worker_pb2.WorkerDescription:
         """The description that `Describe` answers with, under a new epoch."""
@@ -88,6 +89,7 @@ class InstantWorker(worker_pb2_grpc.WorkerServicer):
         self.rows = InstantRows(settings.description())
         self.violations: list[str] = []
         self._step_s = settings.step_us * 1e-6
+        self._token_s = settings.token_us * 1e-6
         self._tags = BlockTags(settings.num_blocks, settings.block_size)
         self._redis = open_redis(settings.redis_url) if settings.redis_url else None
         self._registration: asyncio.Task[None] | None = None
@@ -225,8 +227,10 @@ class InstantWorker(worker_pb2_grpc.WorkerServicer):
         result = self.rows.execute(command)
         result.draining = self._draining
         self._note_rows()
-        if self._step_s:
-            await asyncio.sleep(self._step_s * max(1, command.decode_steps))
+        model_s = self._step_s * max(1, command.decode_steps)
+        model_s += self._token_s * int(unpack_uint32(command.prefill_num_tokens).sum())
+        if model_s:
+            await asyncio.sleep(model_s)
         result.step_s = time.perf_counter() - started
         return result
 

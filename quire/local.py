@@ -19,7 +19,7 @@ _POLL_S = 0.05
 _STATUS_TIMEOUT_S = 1.0
 _LOG_TAIL_CHARS = 2000
 # Whoever owns the services decides how much waits: nobody else could be told to come back later.
-_OWN_QUEUE = {"max_queue_requests": 2**31 - 1, "max_queue_tokens": 2**60}
+_OWN_QUEUE = {"max_queue_requests": 2**31 - 1, "max_queue_tokens": 2**60, "max_wait_s": 0}
 
 OFFLINE_SCHEDULER: Mapping[str, object] = {
     "itl_target_s": 0,

@@ -35,6 +35,13 @@ class SchedulerSettings(ServiceSettings):
         ge=1,
         description="tokens to compute that may wait before requests are refused",
     )
+    # Most proxies give up on an answer that has not begun after a minute.
+    max_wait_s: float = Field(
+        _DEFAULT.max_wait_s,
+        ge=0,
+        description="seconds that requests may have to wait for their first token, as predicted, before they are "
+        "refused; 0: no bound",
+    )
     max_step_tokens: int = Field(
         _DEFAULT.max_step_tokens, ge=1, description="token positions per step; decode rows are served first"
     )
@@ -96,6 +103,7 @@ class SchedulerSettings(ServiceSettings):
         return Limits(
             max_queue_sequences=self.max_queue_requests,
             max_queue_tokens=self.max_queue_tokens,
+            max_wait_s=self.max_wait_s,
             max_step_tokens=self.max_step_tokens,
             pipeline_depth=self.pipeline_depth,
             max_decode_steps=self.max_decode_steps,

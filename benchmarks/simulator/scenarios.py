@@ -15,6 +15,8 @@ _REFERENCE_ROWS = 64
 _REFERENCE_CONTEXT = 1024
 _BURST_S = 5.0
 _BURST_END_S = 13.0
+# Requests per second of 576 prompt and 144 output tokens, on average, that one replica gets done in eight seconds each.
+_CAPACITY = 75.0
 
 Traces = Callable[[int, float], list[Trace]]
 """Traces for a seed and for how many times as much as one replica with llama-8b is to take."""
@@ -230,6 +232,27 @@ def _deadlines(seed: int, load: float) -> list[Trace]:
     return [Trace("deadlines", tuple(asked))]
 
 
+def _overload(seed: int, load: float) -> list[Trace]:
+    def times(factor: float) -> Trace:
+        asked = poisson(
+            Draw(seed),
+            rate=_CAPACITY * factor * load,
+            duration_s=20,
+            prompt=(128, 1024),
+            output=(32, 256),
+            timeout_s=(8.0, 8.0),
+        )
+        return Trace(f"{factor:g} times what can be served", tuple(asked))
+
+    return [times(1.0), times(2.0), times(4.0)]
+
+
+def _overload_figures(reports: Mapping[str, Report]) -> dict[str, float]:
+    goodput = {name: report.done / report.simulated_s for name, report in reports.items()}
+    best = max(goodput.values())
+    return {f"goodput in percent of the best, {name}": 100 * each / best for name, each in goodput.items()}
+
+
 def _floor_figures(reports: Mapping[str, Report]) -> dict[str, float]:
     return {
         f"victim's hits in percent, {name}": 100 * report.groups["victim"].hit_rate
@@ -298,6 +321,11 @@ SCENARIOS = {
         compare=_behind_burst_figures,
     ),
     "deadlines": Scenario("twice the load that can be served, with deadlines", _deadlines),
+    "overload": Scenario(
+        "one, two and four times the load that can be served, with deadlines of eight seconds",
+        _overload,
+        compare=_overload_figures,
+    ),
     "fleet": Scenario(
         "many schedulers of ten replicas each, short questions under two long system prompts per replica",
         _fleet,

@@ -60,15 +60,24 @@ class HttpClient:
         ).encode()
         self._idle: list[_Connection] = []
 
-    async def post(self, body: bytes) -> Exchange:
-        """Send `body` and wait for the end of the response; a connection that breaks is the exchange's failure."""
+    async def post(self, body: bytes, *, patience_s: float | None = None) -> Exchange:
+        """Send `body` and wait for the end of the response; a connection that breaks is the exchange's failure.
+
+        With `patience_s` the client leaves after so many seconds, which is a failure too.
+        """
         exchange = Exchange(body)
         exchange.sent_s = time.perf_counter()
+        connection: _Connection | None = None
+        patience = asyncio.timeout(patience_s)
         try:
-            connection = await self._connection()
-            await connection.exchange(self._head, exchange)
-        except OSError as error:
-            exchange.failure = f"{type(error).__name__}: {error}"
+            async with patience:
+                connection = await self._connection()
+                await connection.exchange(self._head, exchange)
+        except OSError as error:  # a TimeoutError is one too
+            if connection is not None:
+                connection.close()
+            left = f"the client left after {patience_s} s"
+            exchange.failure = left if patience.expired() else f"{type(error).__name__}: {error}"
         else:
             if connection.is_reusable:
                 self._idle.append(connection)

@@ -71,8 +71,10 @@ def body_of(item: Item, *, model: str, temperature: float, cache_salt: str) -> b
     )
 
 
-async def offer(client: HttpClient, load: Load, bodies: Sequence[bytes]) -> tuple[list[Exchange], ClientCost]:
-    """Send every request at its time; return when all are answered."""
+async def offer(
+    client: HttpClient, load: Load, bodies: Sequence[bytes], *, patience_s: float | None = None
+) -> tuple[list[Exchange], ClientCost]:
+    """Send every request at its time; return when all are answered, or their clients have left."""
     delays = np.zeros(len(bodies))
     lags: list[float] = []
     watching = asyncio.create_task(_watch_lag(lags), name="lag")
@@ -83,7 +85,7 @@ async def offer(client: HttpClient, load: Load, bodies: Sequence[bytes]) -> tupl
         if (wait_s := due - time.perf_counter()) > 0:
             await asyncio.sleep(wait_s)
         delays[number] = time.perf_counter() - due
-        return await client.post(bodies[number])
+        return await client.post(bodies[number], patience_s=patience_s)
 
     try:
         exchanges = await asyncio.gather(*(one(number) for number in range(len(bodies))))

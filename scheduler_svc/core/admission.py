@@ -1,4 +1,4 @@
-"""Whether a request is let in: bounds on the queue, and a deadline that can be met.
+"""Whether a request is let in: bounds on the queue and on the wait, and a deadline that can be met.
 
 The time to the first token is predicted from what is ahead (`prediction`), what waits for a row included: prompt
 positions by the measured speed of prefill, and, where a row has to come free first, sequences by the measured rate
@@ -18,6 +18,10 @@ from scheduler_svc.core.replica import Replica
 from scheduler_svc.core.sequence import Request
 from scheduler_svc.core.tenants import Tenants
 
+# What is let in and then ends at its deadline has cost others their time. While there is more to do than there is time
+# for, it costs nothing to let in only what has time to spare; an answer of unknown length is often twice the mean.
+_ROOM = 1.25
+_ROOM_FOR_UNKNOWN_LENGTH = 2.0
 _MIN_RETRY_S = 1.0
 _MAX_RETRY_S = 60.0
 
@@ -44,8 +48,8 @@ class Backlog:
     """Prompt positions per second of all replicas, 0 while unknown."""
     releases_per_s: float
     """Rows coming free per second, 0 while unknown."""
-    step_s: float
-    """Seconds of a step that only decodes."""
+    token_s: float
+    """Seconds from one token of a sequence to the next, 0 while unknown."""
 
     @classmethod
     def of(
@@ -81,7 +85,7 @@ class Backlog:
             rows_free=sum(max(0, replica.num_rows_free) for replica in connected),
             tokens_per_s=sum(tokens_per_s(replica, is_shared=is_shared) for replica in connected),
             releases_per_s=sum(_releases_per_s(replica, mean_output) for replica in connected),
-            step_s=max((replica.speed.decode_step_s for replica in connected), default=0.0),
+            token_s=max((replica.speed.token_s for replica in connected), default=0.0),
         )
 
     def ttft_s(self) -> float:
@@ -91,7 +95,7 @@ class Backlog:
         waiting = min(
             2 * self.waiting_short_tokens, self.waiting_tokens, self.own_waiting_tokens / self.share
         )
-        return max(self.placed_s + self.drain_s(waiting), self._row_s() + self.step_s)
+        return max(self.placed_s + self.drain_s(waiting), self._row_s() + self.token_s)
 
     def _row_s(self) -> float:
         """Seconds until a row is free for it."""
@@ -101,6 +105,11 @@ class Backlog:
         if self.waiting_tokens:
             ahead = min(ahead, ceil(ahead * self.own_waiting_tokens / self.waiting_tokens / self.share))
         return (ahead + 1 - min(self.rows_free, ahead)) / self.releases_per_s
+
+    @property
+    def begins_at_once(self) -> bool:
+        """Whether nothing stands between the request and its rows."""
+        return not self.waiting_sequences and self.rows_free >= len(self.uncached)
 
     def drain_s(self, num_tokens: float) -> float:
         """Seconds until `num_tokens` of what waits have gone."""
@@ -112,21 +121,28 @@ def admit(
     limits: Limits,
     *,
     output_tokens: float,
+    is_length_known: bool,
     timeout_s: float | None,
 ) -> float:
     """Let a request in, and return its predicted TTFT in seconds (0: unknown), or raise Overloaded.
 
-    `output_tokens`: how many it will likely generate. An empty queue takes any size.
+    `output_tokens`: how many it will generate, or likely will. An empty queue takes any size.
     """
     predicted_s = backlog.ttft_s()
-    whole_s = predicted_s + max(0.0, output_tokens - 1) * backlog.step_s
-    if timeout_s is not None and whole_s > timeout_s:
-        ahead = f", behind {backlog.waiting_sequences} others" if backlog.waiting_sequences else ""
-        raise Overloaded(
-            f"it would take about {whole_s:.2g} s (the first token {predicted_s:.2g} s{ahead}), "
-            f"longer than the timeout of {timeout_s:g} s",
-            retry_after_s=_retry_after(whole_s - timeout_s),
-        )
+    if timeout_s is not None:
+        decode_s = max(0.0, output_tokens - 1) * backlog.token_s
+        if backlog.begins_at_once:
+            # It takes nobody's place: an answer that may be short is worth trying.
+            whole_s = predicted_s + (decode_s if is_length_known else 0.0)
+        else:
+            whole_s = (predicted_s + decode_s) * (_ROOM if is_length_known else _ROOM_FOR_UNKNOWN_LENGTH)
+        if whole_s > timeout_s:
+            ahead = f", behind {backlog.waiting_sequences} others" if backlog.waiting_sequences else ""
+            raise Overloaded(
+                f"it could take {whole_s:.2g} s (the first token {predicted_s:.2g} s{ahead}), "
+                f"longer than the timeout of {timeout_s:g} s",
+                retry_after_s=_retry_after(whole_s - timeout_s),
+            )
     if not backlog.waiting_sequences:
         return predicted_s
     too_many = backlog.waiting_sequences + len(backlog.uncached) - limits.max_queue_sequences
@@ -141,6 +157,9 @@ def admit(
     elif excess > 0:
         what = f"{backlog.waiting_tokens} tokens wait, of at most {limits.max_queue_tokens}"
         drain_s = backlog.drain_s(excess)
+    elif 0.0 < limits.max_wait_s < predicted_s:
+        what = f"the first token would take about {predicted_s:.2g} s, of at most {limits.max_wait_s:g} s"
+        drain_s = predicted_s - limits.max_wait_s
     else:
         return predicted_s
     raise Overloaded(f"the queue is full: {what}", retry_after_s=_retry_after(drain_s))

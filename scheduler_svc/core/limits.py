@@ -11,6 +11,8 @@ class Limits:
     """Sequences that may wait before the next request is refused."""
     max_queue_tokens: int = 4_000_000
     """Tokens still to compute that may wait; one request is always let in to an empty queue."""
+    max_wait_s: float = 60.0
+    """Seconds until its first token, as predicted, beyond which a request is refused; 0: no bound."""
     max_step_tokens: int = 8192
     """Token positions per step, decode rows first; the worker's own limit holds besides."""
     pipeline_depth: int = 2

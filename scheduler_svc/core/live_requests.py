@@ -73,7 +73,9 @@ class LiveRequests:
         usage = sequence.usage()
         self._endings.append(Ending(sequence, reason, usage))
         self._tenants.leave(request.tenant)
-        if reason in (types_pb2.FINISH_REASON_STOP, types_pb2.FINISH_REASON_LENGTH):
+        is_complete = reason in (types_pb2.FINISH_REASON_STOP, types_pb2.FINISH_REASON_LENGTH)
+        # Of what was broken off only long ones tell something: were they left out, the mean would be that of the short.
+        if is_complete or sequence.num_output_tokens > self.mean_output:
             self.mean_output += _SMOOTHING * (sequence.num_output_tokens - self.mean_output)
         request.num_unfinished -= 1
         if request.num_unfinished == 0:

@@ -181,10 +181,12 @@ class Scheduler:
         mean_output = self._requests.mean_output
         backlog = Backlog.of(request, self.queue, self.replicas.values(), self.tenants, mean_output, now)
         first = request.sequences[0]
+        is_length_known, most = not first.stop_token_ids, first.max_total_tokens - len(first.token_ids)
         request.predicted_ttft_s = admit(
             backlog,
             self._limits,
-            output_tokens=min(mean_output, first.max_total_tokens - len(first.token_ids)),
+            output_tokens=most if is_length_known else min(mean_output, most),
+            is_length_known=is_length_known,
             timeout_s=asked.timeout_s if asked.HasField("timeout_s") else None,
         )
         self._num_arrived += len(request.sequences)

@@ -3,6 +3,8 @@
 from quire.v1 import worker_pb2
 
 _SMOOTHING = 0.2
+# Steps with prompts and steps without alternate, and differ: what a row waits for is the mean of many.
+_SLOW_SMOOTHING = 0.02
 _RATE_WINDOW_S = 1.0
 
 
@@ -12,6 +14,8 @@ class Speed:
     def __init__(self) -> None:
         self.decode_step_s = 0.0
         """Seconds of a step that only decodes."""
+        self.token_s = 0.0
+        """Seconds of a step in which rows decode, whatever prompts are computed beside them."""
         self.prefill_token_s = 0.0
         """Seconds that each prompt position adds to a step."""
         self.releases_per_s = 0.0
@@ -21,12 +25,14 @@ class Speed:
 
     def forget_steps(self) -> None:
         """Another process answers now."""
-        self.decode_step_s = self.prefill_token_s = 0.0
+        self.decode_step_s = self.token_s = self.prefill_token_s = 0.0
 
     def note_step(self, result: worker_pb2.StepResult, decode_steps: int, prefill_tokens: int) -> None:
         """A command of so many decode steps and prompt positions has retired."""
         if result.step_s <= 0.0:
             return
+        if decode_steps and result.rows:
+            self.token_s = _smooth(self.token_s, result.step_s / decode_steps, _SLOW_SMOOTHING)
         if not prefill_tokens:
             if decode_steps and result.rows:
                 self.decode_step_s = _smooth(self.decode_step_s, result.step_s / decode_steps)
@@ -52,5 +58,5 @@ class Speed:
             self._released, self._since = 0, now
 
 
-def _smooth(old: float, new: float) -> float:
-    return new if old == 0.0 else old + _SMOOTHING * (new - old)
+def _smooth(old: float, new: float, smoothing: float = _SMOOTHING) -> float:
+    return new if old == 0.0 else old + smoothing * (new - old)

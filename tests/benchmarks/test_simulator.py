@@ -10,7 +10,7 @@ from benchmarks.simulator.report import Spread, jain_index, summarise
 from benchmarks.simulator.run import Simulation
 from benchmarks.simulator.scenarios import SCENARIOS
 from benchmarks.simulator.step_time import H200, SHAPES, StepWork, step_time_s
-from benchmarks.simulator.traces import Conversation, Draw, Trace, Turn, burst, chat, poisson
+from benchmarks.simulator.traces import Conversation, Draw, Trace, Turn, burst, chat
 from benchmarks.simulator.worker_model import LINK_S, SimulatedWorker, describe
 from quire.packing import pack_int32, pack_uint32
 from quire.v1 import types_pb2, worker_pb2
@@ -160,17 +160,23 @@ class TestSimulation:
         scheduler = Scheduler(Limits(max_queue_sequences=8))
         simulated = worker(max_rows=1)
         asked = list(burst(Draw(0), at_s=0.0, count=30, prompt=(100, 200), output=(50, 60), tenant="t"))
-        hurried = poisson(
-            Draw(1), rate=2.0, duration_s=2.0, prompt=(10, 20), output=(400, 500), timeout_s=(0.5, 1.0)
-        )
-        recorder = Simulation(
-            Trace("overload", (*asked, *hurried)), [Node(scheduler, {"w": simulated})]
-        ).run()
+        # Let in before anything is known of the worker's speed.
+        hurried = Conversation(0.0, (Turn(np.arange(15, dtype=np.int32), 450, timeout_s=0.5),))
+        recorder = Simulation(Trace("overload", (hurried, *asked)), [Node(scheduler, {"w": simulated})]).run()
         refused = recorder.outcome == Outcome.REFUSED
         assert refused.any()
         assert (recorder.retry_after_s[refused] >= 1.0).all()
         assert (recorder.outcome == Outcome.EXPIRED).any()
         assert (recorder.outcome == Outcome.DONE).any()
+
+    def test_with_four_times_the_load_nine_tenths_of_the_best_are_done_in_time(self) -> None:
+        traces = SCENARIOS["overload"].traces(0, 1.0)
+        done = {}
+        for trace in (traces[0], traces[-1]):
+            recorder = Simulation(trace, [make_node(SHAPE, 1, num_blocks=None)]).run()
+            done[trace.name] = (recorder.outcome == Outcome.DONE).sum() / np.nanmax(recorder.ended_at)
+        once, four_times = done.values()
+        assert four_times >= 0.9 * once
 
     def test_a_conversation_is_over_when_a_turn_is_refused(self) -> None:
         turns = (

@@ -86,3 +86,26 @@ async def test_deadlines_priorities_and_a_full_queue(fleet: Fleet, client: opena
     with pytest.raises(openai.RateLimitError, match="longer than the timeout") as hopeless:
         await ask(client, "hopeless", timeout=0.0001)
     assert int(hopeless.value.response.headers["Retry-After"]) >= 1
+
+
+async def test_of_a_burst_those_that_fit_are_answered_and_the_rest_is_refused_at_once(
+    fleet: Fleet, client: openai.AsyncOpenAI
+) -> None:
+    async with occupied(client):
+        burst = [
+            asyncio.create_task(ask(client, f"request {number}", ignore_eos=True)) for number in range(40)
+        ]
+        # The row stays taken: nobody who is refused waits for anything.
+        refused: set[asyncio.Task[Completion]] = set()
+        async with asyncio.timeout(60):
+            while len(refused) < 38:
+                await asyncio.wait(set(burst) - refused, return_when=asyncio.FIRST_COMPLETED)
+                refused = {task for task in burst if task.done()}
+        await until_waiting(fleet, 2)
+    for task in refused:
+        error = task.exception()
+        assert isinstance(error, openai.RateLimitError)
+        assert 1 <= int(error.response.headers["Retry-After"]) <= 60
+    for answer in await asyncio.gather(*(task for task in burst if task not in refused)):
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == 4

@@ -114,3 +114,23 @@ async def test_connections_are_used_again_and_a_lost_one_fails_its_request_alone
 async def test_nobody_listening_is_a_failure_and_no_exception() -> None:
     client = HttpClient("http://127.0.0.1:1", "/", "")
     assert "refused" in (await client.post(b"x")).failure.lower()
+
+
+async def test_a_client_that_leaves_closes_its_connection() -> None:
+    left = asyncio.Event()
+
+    async def half_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(HEAD + chunk(event("a")))
+        await reader.read()  # the body, and then the end
+        left.set()
+        writer.close()
+
+    server = await asyncio.start_server(half_answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    client = HttpClient(f"http://127.0.0.1:{port}", "/", "key")
+    answer = await client.post(b"{}", patience_s=0.2)
+    assert "the client left" in answer.failure
+    await asyncio.wait_for(left.wait(), 20)
+    client.close()
+    server.close()
