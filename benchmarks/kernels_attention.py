@@ -2,8 +2,9 @@
 
     python -m benchmarks.kernels_attention --out attention.json [--sweep] [--only decode|prefill] [--group 2 4 8]
 
-With --sweep every case is also timed with other tiles, and the best are printed beside those that the kernel takes. The
-file is written after every case, so that an interruption costs only the one that runs.
+With --sweep every case is also timed with other tiles, and the best are printed beside those that the kernel takes; of
+long prefills on Hopper, which another kernel does, these are the plain kernel's. The file is written after every case,
+so that an interruption costs only the one that runs.
 """
 
 import argparse

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
-"""Triton: attention of chunks of prompts over pages (Dao, "FlashAttention-2", 2023).
+"""Triton: attention of chunks of prompts over pages (Dao, "FlashAttention-2", 2023), long ones on Hopper excepted.
 
 A program does some of a chunk's queries for one head, or, of a chunk with few, for several heads that share keys and
 values. Tiles of KV that every query sees whole come first, without masks; then those on the diagonal. A window makes
@@ -12,7 +12,7 @@ import triton.language as tl
 
 from kernels import pdl
 from kernels.kv_scales import KvScales
-from kernels.paged_attention import QUERY_TILE, AttentionPlan, Chunks
+from kernels.paged_attention import QUERY_TILE, AttentionPlan, Chunks, hopper
 from kernels.paged_attention.pages import tile_blocks, token_offsets, widened
 
 _LOG2_E = 1.4426950408889634
@@ -170,12 +170,20 @@ def prefill_attention(
     pack: int = 1,
     num_stages: int = 0,
 ) -> None:
-    """Attention of the chunks of a batch into their places of out [queries, heads, d]."""
+    """Attention of the chunks of a batch into their places of out [queries, heads, d].
+
+    With tiles given it is this module's kernel that does it, whatever the device and the batch.
+    """
     num_heads, head_dim = q.shape[1], q.shape[2]
     num_kv_heads, block_size = k_cache.shape[1], k_cache.shape[2]
     dim_pad = triton.next_power_of_2(head_dim)
     if not block_m:
         group, num_queries = num_heads // num_kv_heads, len(q) - plan.num_decoding
+        if window is None and scales is None and num_queries > _LONG_CHUNK * len(chunks.query_lens):
+            pages = hopper.pages_for(q, k_cache, v_cache)
+            if pages is not None:
+                hopper.long_prefill_attention(q, pages, num_kv_heads, block_size, plan, chunks, out, scale)
+                return
         sizes, pack = _tiles(q, num_queries, len(chunks.query_lens), group, scales is not None)
         block_m, block_n, num_warps, num_stages = sizes
     _prefill_kernel[(len(chunks.tile_chunks) * (QUERY_TILE * pack // block_m), num_heads // pack)](

@@ -16,10 +16,12 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernels import pdl
 from kernels.kv_scales import FP8, KvScales
-from kernels.paged_attention import AttentionPlan, DecodeWork, decode, prefill
+from kernels.paged_attention import AttentionPlan, DecodeWork, decode, hopper, prefill
 from kernels.rope_attention import Rotation
 from kernels.rope_attention import decode as rope_decode
 from tests.support.attention_batch import chunks_of
@@ -36,6 +38,15 @@ _TYPES = {
     torch.bool: "*i1",
     FP8: "*fp8e4nv",
 }
+
+
+def type_of(value: Any) -> str:
+    """Of a kernel's argument, as Triton writes it."""
+    if isinstance(value, torch.Tensor):
+        return _TYPES[value.dtype]
+    if isinstance(value, TensorDescriptor):
+        return f"tensordesc<{_TYPES[value.base.dtype][1:]}{value.block_shape},{value.layout!r}>"
+    return "i32" if isinstance(value, int) else "fp32"
 
 
 class Recorder:
@@ -55,12 +66,12 @@ class Recorder:
         attributes = {}
         for index, value in enumerate(arguments):
             is_tensor = isinstance(value, torch.Tensor)
-            number_type = "i32" if isinstance(value, int) else "fp32"
-            signature[names[index]] = _TYPES[value.dtype] if is_tensor else number_type
+            signature[names[index]] = type_of(value)
             if is_tensor or (isinstance(value, int) and value % 16 == 0):
                 attributes[(index,)] = [["tt.divisibility", 16]]
         constants = {(names.index(name),): value for name, value in keywords.items()}
-        source = ASTSource(self.kernel, signature, constants, attributes)
+        kind = GluonASTSource if self.kernel.is_gluon() else ASTSource
+        source = kind(self.kernel, signature, constants, attributes)
         self.shared = triton.compile(source, target=_HOPPER, options=options).metadata.shared
 
 
@@ -122,6 +133,21 @@ def compile_prefill(tensors: list[Any], query_lens: list[int]) -> int:
     return recorder.shared
 
 
+def compile_long_prefill(tensors: list[Any]) -> int:
+    """Bytes of shared memory."""
+    q, k, _ = tensors
+    chunks = chunks_of([8], first=0)
+    plan = AttentionPlan(torch.zeros(1, 16, dtype=torch.int32), torch.ones(1).int(), 0, chunks, None)
+    pages = hopper.pages_at(1 << 20, 1 << 30, k.shape, k.dtype)
+    assert pages is not None
+    kernel = Recorder(hopper._long_prefill_kernel)
+    with mock.patch.object(hopper, "_long_prefill_kernel", kernel):
+        hopper.long_prefill_attention(
+            q, pages, k.shape[1], k.shape[2], plan, chunks, q, 0.1, num_programs=132
+        )
+    return kernel.shared
+
+
 def launches() -> dict[str, Callable[[], int]]:
     """Blocks smaller than a tile and larger, every type, short chunks and long ones; decoding at several depths."""
     bfloat16 = torch.bfloat16
@@ -134,6 +160,9 @@ def launches() -> dict[str, Callable[[], int]]:
             found[f"decode {name}"] = lambda tensors=tensors: compile_decode(tensors)  # type: ignore[misc]
             found[f"short {name}"] = lambda tensors=tensors: compile_prefill(tensors, [9, 30])  # type: ignore[misc]
             found[f"long {name}"] = lambda tensors=tensors: compile_prefill(tensors, [1024])  # type: ignore[misc]
+    for dtype, head_dim, block_size in ((bfloat16, 128, 16), (torch.float16, 64, 128)):
+        tensors = inputs(dtype, head_dim, 4, block_size, dtype)
+        found[f"long on Hopper {dtype} {head_dim} {block_size}"] = partial(compile_long_prefill, tensors)
     narrow = inputs(torch.float16, 80, 3, 32, torch.float16)
     found["rope decode odd shape"] = partial(compile_rope_decode, narrow, with_norm=True)
     found["decode odd shape"] = lambda: compile_decode(narrow)
