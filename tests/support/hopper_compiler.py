@@ -1,4 +1,4 @@
-"""Compiles what the attention kernels launch for a Hopper GPU, on a machine that has none.
+"""Compiles what attention and products launch for a Hopper GPU, on a machine that has none.
 
     python -m tests.support.hopper_compiler
 
@@ -16,16 +16,20 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernels import pdl
 from kernels.kv_scales import FP8, KvScales
+from kernels.linear import kernel as linear
+from kernels.linear.choice import Tiles, choose
 from kernels.paged_attention import AttentionPlan, DecodeWork, decode, prefill
 from kernels.rope_attention import Rotation
 from kernels.rope_attention import decode as rope_decode
 from tests.support.attention_batch import chunks_of
 
 _HOPPER = GPUTarget("cuda", 90, 32)
-_OPTIONS = ("num_warps", "launch_pdl")
+_OPTIONS = ("num_warps", "launch_pdl", "maxnreg")
 _KV_HEADS = 2
 _TYPES = {
     torch.bfloat16: "*bf16",
@@ -34,6 +38,15 @@ _TYPES = {
     torch.int32: "*i32",
     FP8: "*fp8e4nv",
 }
+
+
+def _type_of(value: Any) -> str:
+    """As Triton writes it."""
+    if isinstance(value, torch.Tensor):
+        return _TYPES[value.dtype]
+    if isinstance(value, TensorDescriptor):
+        return f"tensordesc<{_TYPES[value.base.dtype][1:]}{value.block_shape!r},{value.layout!r}>"
+    return "i32" if isinstance(value, int) else "fp32"
 
 
 class Recorder:
@@ -47,18 +60,18 @@ class Recorder:
         return self._compile
 
     def _compile(self, *arguments: Any, **keywords: Any) -> None:
-        options = {name: keywords.pop(name) for name in _OPTIONS}
+        options = {name: keywords.pop(name) for name in _OPTIONS if name in keywords}
         names = self.kernel.arg_names
         signature = dict.fromkeys(names, "constexpr")
         attributes = {}
         for index, value in enumerate(arguments):
             is_tensor = isinstance(value, torch.Tensor)
-            number_type = "i32" if isinstance(value, int) else "fp32"
-            signature[names[index]] = _TYPES[value.dtype] if is_tensor else number_type
+            signature[names[index]] = _type_of(value)
             if is_tensor or (isinstance(value, int) and value % 16 == 0):
                 attributes[(index,)] = [["tt.divisibility", 16]]
         constants = {(names.index(name),): value for name, value in keywords.items()}
-        source = ASTSource(self.kernel, signature, constants, attributes)
+        source_of = GluonASTSource if self.kernel.is_gluon() else ASTSource
+        source = source_of(self.kernel, signature, constants, attributes)
         self.shared = triton.compile(source, target=_HOPPER, options=options).metadata.shared
 
 
@@ -120,6 +133,20 @@ def compile_prefill(tensors: list[Any], query_lens: list[int]) -> int:
     return recorder.shared
 
 
+def compile_stream(tiles: Tiles, *, is_gated: bool, with_residual: bool) -> int:
+    """Bytes of shared memory."""
+    x, weight = torch.empty(100, 512, dtype=torch.bfloat16), torch.empty(512, 512, dtype=torch.bfloat16)
+    residual = torch.empty(100, 512, dtype=torch.bfloat16) if with_residual else None
+    places = torch.empty(1 << 22, dtype=torch.int32)
+    recorder = Recorder(linear.stream_kernel)
+    with (
+        mock.patch.object(linear, "stream_kernel", recorder),
+        mock.patch.object(linear, "_partial_sums", return_value=places),
+    ):
+        linear.tiled_linear(x, weight, tiles, residual=residual, is_gated=is_gated)
+    return recorder.shared
+
+
 def launches() -> dict[str, Callable[[], int]]:
     """Blocks smaller than a tile and larger, every type, short chunks and long ones; decoding at several depths."""
     bfloat16 = torch.bfloat16
@@ -136,6 +163,14 @@ def launches() -> dict[str, Callable[[], int]]:
     found["rope decode odd shape"] = partial(compile_rope_decode, narrow, with_norm=True)
     found["decode odd shape"] = lambda: compile_decode(narrow)
     found["short odd shape"] = lambda: compile_prefill(narrow, [9, 30])
+    for m in (32, 64, 128):
+        for n, k in [(6144, 4096), (4096, 14336), (1024, 2048)]:
+            for is_gated in (False, True):
+                tiles = choose(m, n, k, is_gated=is_gated, multiprocessors=132)
+                if tiles is not None:
+                    found[f"stream {tiles} {is_gated}"] = partial(
+                        compile_stream, tiles, is_gated=is_gated, with_residual=not is_gated
+                    )
     tensors = inputs(bfloat16, 128, 4, 16, bfloat16)
     for stages in (2, 3, 4):
         found[f"stages {stages}"] = lambda stages=stages: compile_decode(tensors, num_stages=stages)  # type: ignore[misc]
