@@ -61,8 +61,9 @@ def _choose(x: torch.Tensor, weight: torch.Tensor, *, is_gated: bool = False) ->
     # In float32 the tensor cores would round, and the ordinary units need tiles of their own.
     if len(x) == 0 or x.dtype == torch.float32:
         return None
+    multiprocessors = _hopper_multiprocessors(x.device) if is_streamable(x, weight) else 0
     n = len(weight) // 2 if is_gated else len(weight)
-    return choose(len(x), n, x.shape[1], is_gated=is_gated)
+    return choose(len(x), n, x.shape[1], is_gated=is_gated, multiprocessors=multiprocessors)
 
 
 def is_streamable(x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -71,6 +72,14 @@ def is_streamable(x: torch.Tensor, weight: torch.Tensor) -> bool:
         operand.stride(1) == 1 and operand.stride(0) % 8 == 0 and operand.data_ptr() % 16 == 0
         for operand in (x, weight)
     )
+
+
+@functools.cache
+def _hopper_multiprocessors(device: torch.device) -> int:
+    """0 for other GPUs, which lack its instructions, and for the interpreter, which lacks Gluon."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0):
+        return 0
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def tiled_linear(
