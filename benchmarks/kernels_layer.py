@@ -3,9 +3,10 @@
 
     python -m benchmarks.kernels_layer --out kernels_layer.json
 
-Two tables: products of few rows against cuBLAS, with the best tiles of a small sweep; and the gap between two tiny
-kernels in a CUDA graph, with and without programmatic dependent launch. A case that fails prints its error, and the
-rest goes on. `quire bench kernels` measures every kernel as it is chosen.
+Three tables: products against cuBLAS, with the best tiles of a small sweep; the products of layers in a row, with
+cuBLAS and as they are chosen; and the gap between two tiny kernels in a CUDA graph, with and without programmatic
+dependent launch. A case that fails prints its error, and the rest goes on. `quire bench kernels` measures every
+kernel as it is chosen.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
+from benchmarks.layer_chain import chains
 from benchmarks.linear_sweep import sweep
 from kernels import pdl
 from kernels.bench.cases import Sizes, sizes_of
@@ -49,7 +51,7 @@ def gaps() -> dict[str, float]:
 
 
 def products(model: Sizes, bandwidth: float) -> list[dict[str, object]]:
-    """Products of few rows."""
+    """Each product by itself."""
     found = []
     for product in sweep(model):
         size = product.n * product.k * (4 if product.name == "gate_up" else 2)
@@ -61,11 +63,24 @@ def products(model: Sizes, bandwidth: float) -> list[dict[str, object]]:
             else "       -"
         )
         print(
-            f"{product.model:12} {product.name:8} m={product.m:<2} n={product.n:<6} k={product.k:<5} floor {floor:7.2f}"
+            f"{product.model:12} {product.name:8} m={product.m:<3} n={product.n:<6} k={product.k:<5} floor {floor:7.2f}"
             f" cublas {product.cublas_us:8.2f} chosen {chosen} best {best} {product.best}",
             flush=True,
         )
         found.append(product.as_json())
+    return found
+
+
+def layers(model: Sizes) -> list[dict[str, object]]:
+    """All products of a layer."""
+    found = []
+    for chain in chains(model):
+        print(
+            f"{chain.model:12} layer    m={chain.m:<3} cublas {chain.cublas_us:8.2f} chosen {chain.chosen_us:8.2f}"
+            f" difference {chain.difference:.4f}",
+            flush=True,
+        )
+        found.append(chain.as_json())
     return found
 
 
@@ -74,7 +89,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, help="also write everything as JSON to this file")
-    parser.add_argument("--only", choices=["gaps", "products"], help="one table instead of both")
+    parser.add_argument("--only", choices=["gaps", "products", "layers"], help="one table instead of all")
     arguments = parser.parse_args()
     bandwidth = copy_bandwidth()
     name = torch.cuda.get_device_name()
@@ -85,6 +100,7 @@ def main() -> None:
     tables: dict[str, Callable[[], object]] = {
         "gaps": gaps,
         "products": lambda: [product for model in models for product in products(model, bandwidth)],
+        "layers": lambda: [chain for model in models for chain in layers(model)],
     }
     for table, measure in tables.items():
         if arguments.only in (None, table):

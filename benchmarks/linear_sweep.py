@@ -1,4 +1,4 @@
-"""Products of few rows: cuBLAS, the tiles that `kernels.linear.choice` takes, and the best of a small sweep."""
+"""Products of up to 512 rows: cuBLAS, the tiles that `kernels.linear.choice` takes, and the best of a small sweep."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from kernels.linear.choice import Tiles, choose
 from kernels.linear.kernel import tiled_linear
 from kernels.silu_mul import silu_mul
 
-ROWS = (1, 2, 4, 8, 16)
+ROWS = (1, 2, 4, 8, 16, 24, 32, 64, 96, 128, 192, 256, 384, 512)
 _DEVICE = "cuda"
 _COMPILERS = 12
 
@@ -37,8 +37,10 @@ class Product:
         return asdict(self)
 
 
-def candidates(m: int, k: int, *, is_gated: bool) -> list[Tiles]:
-    """Tiles worth a try."""
+def candidates(m: int, rows: int, k: int, *, is_gated: bool) -> list[Tiles]:
+    """Tiles worth a try for weights [rows, k]."""
+    if m > 16:
+        return _streams(m, rows, k, is_gated=is_gated)
     found = []
     if m == 1:
         shapes = [
@@ -65,12 +67,28 @@ def candidates(m: int, k: int, *, is_gated: bool) -> list[Tiles]:
     return found
 
 
+def _streams(m: int, rows: int, k: int, *, is_gated: bool) -> list[Tiles]:
+    """Of the stream kernel: every tile and split of which at least a third of the GPU has work, in two depths."""
+    columns = min(128, max(32, 1 << (m - 1).bit_length()))
+    multiprocessors = torch.cuda.get_device_properties(_DEVICE).multi_processor_count
+    return [
+        Tiles("stream", block_n=block, block_k=64, split_k=split, num_stages=room // (128 * (block + columns)),
+              num_warps=4 if block <= 128 and block * columns <= 8192 else 8, block_m=columns)
+        for block in (64, 128, 256)
+        for split in (1, 2, 4, 8)
+        for room in (108 << 10, 204 << 10)
+        if multiprocessors <= 3 * -(-rows // block) * -(-m // columns) * split <= 3 * multiprocessors
+        and (split == 1 or (block < 256 and columns // split >= 8 and k >= 256 * split))
+        and room >= 4 * 128 * (block + columns)
+    ]  # fmt: skip
+
+
 def sweep(model: Sizes) -> Iterator[Product]:
     """Every product of a model at every number of rows."""
     for name, (n, k) in model.products().items():
         is_gated = name == "gate_up"
         weights = [torch.randn(n, k, device=_DEVICE).bfloat16() for _ in range(num_copies(n * k * 2))]
-        _compile(weights[0], k, is_gated)
+        _compile(weights[0], is_gated)
         for m in ROWS:
             yield _measure(model.name, name, torch.randn(m, k, device=_DEVICE).bfloat16(), weights, is_gated)
         del weights
@@ -82,8 +100,9 @@ def cublas(x: torch.Tensor, weight: torch.Tensor, *, is_gated: bool) -> torch.Te
     return silu_mul(product) if is_gated else product
 
 
-def _compile(weight: torch.Tensor, k: int, is_gated: bool) -> None:
+def _compile(weight: torch.Tensor, is_gated: bool) -> None:
     """Compile every candidate beforehand, several at once."""
+    rows, k = weight.shape
 
     def one(job: tuple[int, Tiles]) -> None:
         try:
@@ -91,10 +110,10 @@ def _compile(weight: torch.Tensor, k: int, is_gated: bool) -> None:
         except Exception as error:
             print(f"  {job[1]}: {error!r:.200}", flush=True)
 
-    # The number of rows is no constant of the skinny kernel, so two rows stand for more.
-    jobs = [(m, tiles) for m in (1, 2) for tiles in candidates(m, k, is_gated=is_gated)]
+    # The number of rows is no constant of a kernel but gemv's.
+    jobs = {tiles: m for m in reversed(ROWS) for tiles in candidates(m, rows, k, is_gated=is_gated)}
     with ThreadPoolExecutor(_COMPILERS) as pool:
-        list(pool.map(one, jobs))
+        list(pool.map(one, [(m, tiles) for tiles, m in jobs.items()]))
     torch.cuda.synchronize()
 
 
@@ -112,8 +131,9 @@ def _measure(model: str, name: str, x: torch.Tensor, weights: list[torch.Tensor]
             return None
 
     baseline = graph_us([partial(cublas, x, weight, is_gated=is_gated) for weight in weights])
-    chosen = choose(m, n, k, is_gated=is_gated)
-    times = [(tiled_us(tiles), tiles) for tiles in candidates(m, k, is_gated=is_gated)]
+    multiprocessors = torch.cuda.get_device_properties(_DEVICE).multi_processor_count
+    chosen = choose(m, n, k, is_gated=is_gated, multiprocessors=multiprocessors)
+    times = [(tiled_us(tiles), tiles) for tiles in candidates(m, len(weights[0]), k, is_gated=is_gated)]
     best_us, best = min(
         ((us, tiles) for us, tiles in times if us is not None),
         key=lambda timed: timed[0],

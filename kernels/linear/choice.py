@@ -10,27 +10,35 @@ _MULTIPROCESSORS = 132
 _MAX_ROWS = 16
 _LARGE = 1 << 24
 _LONG = 4096
+# Of the stream kernel: rows of a large product up to which reading the weights takes longest, and columns of a tile.
+_MAX_STREAMED_ROWS = 128
+_STREAMED_BLOCK_K = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """How a product is cut: `gemv` takes one row of x and no split, `skinny` up to 16 rows."""
+    """How a product is cut: `gemv` takes one row of x and no split, `skinny` up to 16 rows, `stream` any."""
 
-    kernel: Literal["gemv", "skinny"]
+    kernel: Literal["gemv", "skinny", "stream"]
     block_n: int
-    """Weight rows per program."""
+    """Weight rows per program; of `stream`, gate and up together."""
     block_k: int
     """Elements of each per iteration."""
     split_k: int = 1
     """Programs that share a product's elements."""
     num_warps: int = 4
     num_stages: int = 4
+    block_m: int = 16
+    """Rows of x that a program of `stream` has room for."""
 
 
-def choose(m: int, n: int, k: int, *, is_gated: bool = False) -> Tiles | None:
-    """Tiles for x [m, k] and weights [n, k], or gated [2n, k]; None for torch's own matrix product."""
+def choose(m: int, n: int, k: int, *, is_gated: bool = False, multiprocessors: int = 0) -> Tiles | None:
+    """Tiles for x [m, k] and weights [n, k], or gated [2n, k]; None for torch's own matrix product.
+
+    multiprocessors: of a Hopper GPU, if the operands are such that the stream kernel can take them.
+    """
     if m > _MAX_ROWS:
-        return None
+        return _stream_tiles(m, n * (2 if is_gated else 1), k, is_gated, multiprocessors)
     if m == 1:
         return _gemv_tiles(n, k, is_gated)
     return _skinny_tiles(n, k)
@@ -59,3 +67,41 @@ def _skinny_tiles(n: int, k: int) -> Tiles:
     ):
         split_k *= 2
     return Tiles("skinny", block_n=block_n, block_k=block_k, split_k=split_k, num_stages=4 if is_large else 5)
+
+
+def _stream_tiles(m: int, rows: int, k: int, is_gated: bool, multiprocessors: int) -> Tiles | None:
+    """One tile per program, of as few weight rows as leave every program a multiprocessor, or a share of its sum.
+
+    None where cuBLAS was not slower: when arithmetic takes longest, or when many tiles would come in turn.
+    """
+    is_large = rows * k >= _LARGE
+    if m > _MAX_STREAMED_ROWS * (1 if is_large else 2):
+        return None
+    columns = min(128, max(32, 1 << (m - 1).bit_length()))
+    has_few_columns = columns <= 64
+    tiles = {block: -(-rows // block) * -(-m // columns) for block in (64, 128, 256)}
+    sizes = [64, 128, *([256] if is_gated else [])]
+    if has_few_columns and (is_large or 2 * tiles[64] > multiprocessors):
+        sizes.remove(64)
+    block = next((size for size in sizes if tiles[size] <= multiprocessors), None)
+    if block is None:
+        return None
+    programs, split = tiles[block], 1
+    # Sums of 128 columns take long to exchange, and those of gate and up twice as long.
+    while (
+        not is_gated
+        and 2 * programs <= multiprocessors
+        and (has_few_columns or 3 * programs < multiprocessors or k // split > _LONG)
+        and columns // split > 8
+        and k // split >= 8 * _STREAMED_BLOCK_K
+    ):
+        programs, split = 2 * programs, 2 * split
+    if 3 * programs < multiprocessors:
+        return None
+    # A small program leaves room for the next kernel's, which can begin while this one ends.
+    room = (108 if block == 64 and has_few_columns else 204) << 10
+    return Tiles(
+        "stream", block_n=block, block_k=_STREAMED_BLOCK_K, split_k=split, block_m=columns,
+        num_warps=4 if block <= 128 and block * columns <= 8192 else 8,
+        num_stages=room // (2 * (block + columns) * _STREAMED_BLOCK_K),
+    )  # fmt: skip

@@ -27,7 +27,7 @@ def _rms_norm_kernel(
     columns = tl.arange(0, BLOCK)
     mask = columns < num_columns
     weight = tl.load(weight_ptr + columns, mask=mask, other=0.0)
-    pdl.wait(PDL)
+    pdl.launch_and_wait(PDL)
     x = tl.load(x_ptr + row * x_stride + columns, mask=mask, other=0.0)
     dtype = x.dtype
     if HAS_RESIDUAL:

@@ -1,4 +1,4 @@
-"""Compiles what the attention kernels launch for a Hopper GPU, on a machine that has none.
+"""Compiles what attention and products launch for a Hopper GPU, on a machine that has none.
 
     python -m tests.support.hopper_compiler
 
@@ -21,13 +21,15 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernels import pdl
 from kernels.kv_scales import FP8, KvScales
+from kernels.linear import kernel as linear
+from kernels.linear.choice import Tiles, choose
 from kernels.paged_attention import AttentionPlan, DecodeWork, decode, hopper, prefill
 from kernels.rope_attention import Rotation
 from kernels.rope_attention import decode as rope_decode
 from tests.support.attention_batch import chunks_of
 
 _HOPPER = GPUTarget("cuda", 90, 32)
-_OPTIONS = ("num_warps", "launch_pdl")
+_OPTIONS = ("num_warps", "launch_pdl", "maxnreg")
 _KV_HEADS = 2
 _TYPES = {
     torch.bfloat16: "*bf16",
@@ -60,7 +62,7 @@ class Recorder:
         return self._compile
 
     def _compile(self, *arguments: Any, **keywords: Any) -> None:
-        options = {name: keywords.pop(name) for name in _OPTIONS}
+        options = {name: keywords.pop(name) for name in _OPTIONS if name in keywords}
         names = self.kernel.arg_names
         signature = dict.fromkeys(names, "constexpr")
         attributes = {}
@@ -148,6 +150,20 @@ def compile_long_prefill(tensors: list[Any]) -> int:
     return kernel.shared
 
 
+def compile_stream(tiles: Tiles, *, is_gated: bool, with_residual: bool) -> int:
+    """Bytes of shared memory."""
+    x, weight = torch.empty(100, 512, dtype=torch.bfloat16), torch.empty(512, 512, dtype=torch.bfloat16)
+    residual = torch.empty(100, 512, dtype=torch.bfloat16) if with_residual else None
+    places = torch.empty(1 << 22, dtype=torch.int32)
+    recorder = Recorder(linear.stream_kernel)
+    with (
+        mock.patch.object(linear, "stream_kernel", recorder),
+        mock.patch.object(linear, "_partial_sums", return_value=places),
+    ):
+        linear.tiled_linear(x, weight, tiles, residual=residual, is_gated=is_gated)
+    return recorder.shared
+
+
 def launches() -> dict[str, Callable[[], int]]:
     """Blocks smaller than a tile and larger, every type, short chunks and long ones; decoding at several depths."""
     bfloat16 = torch.bfloat16
@@ -167,6 +183,14 @@ def launches() -> dict[str, Callable[[], int]]:
     found["rope decode odd shape"] = partial(compile_rope_decode, narrow, with_norm=True)
     found["decode odd shape"] = lambda: compile_decode(narrow)
     found["short odd shape"] = lambda: compile_prefill(narrow, [9, 30])
+    for m in (32, 64, 128):
+        for n, k in [(6144, 4096), (4096, 14336), (1024, 2048)]:
+            for is_gated in (False, True):
+                tiles = choose(m, n, k, is_gated=is_gated, multiprocessors=132)
+                if tiles is not None:
+                    found[f"stream {tiles} {is_gated}"] = partial(
+                        compile_stream, tiles, is_gated=is_gated, with_residual=not is_gated
+                    )
     tensors = inputs(bfloat16, 128, 4, 16, bfloat16)
     for stages in (2, 3, 4):
         found[f"stages {stages}"] = lambda stages=stages: compile_decode(tensors, num_stages=stages)  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""The attention kernels compile for the GPU: the interpreter runs code that the compiler refuses."""
+"""Kernels compile for the GPU: the interpreter runs code that the compiler refuses, and Gluon not at all."""
 
 import json
 import os
