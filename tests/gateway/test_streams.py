@@ -12,7 +12,7 @@ from gateway.server import GatewayService
 from gateway.settings import GatewaySettings
 from quire.service import Shutdown
 from quire.v1 import tokenizer_pb2, types_pb2
-from tests.gateway.conftest import API_KEY, RunningGateway
+from tests.gateway.conftest import API_KEY, RunningGateway, events_of
 from tests.support.fake_tokenizer import Delta, FakeTokenizer, last, usage
 from tests.support.until import until
 
@@ -174,6 +174,62 @@ class TestSmallBuffer:
             end = end[-1000:] + await reader.read(2**20)
         assert b"more slowly" in end
         writer.close()
+
+
+async def test_sixty_three_others_are_served_while_the_buffer_of_one_that_does_not_read_is_full(
+    gateway: RunningGateway,
+) -> None:
+    go_on = asyncio.Event()
+
+    async def script(request: tokenizer_pb2.TextRequest, send: Send) -> None:
+        if request.text == "slow":
+            while not is_stuck(gateway) or go_on.is_set():
+                taken = num_deltas(gateway, request.request_id)
+                send(Delta(text="x" * 100_000, num_tokens=1))
+                # One at a time: what is on its way when the socket is full would end the stream too early.
+                while num_deltas(gateway, request.request_id) == taken:
+                    await asyncio.sleep(0)
+            await go_on.wait()
+            await script(request, send)
+        for _ in range(100):
+            send(Delta(text="y", num_tokens=1))
+            await asyncio.sleep(0)
+        send(last("z", usage=usage(101)))
+
+    gateway.tokenizer.script = script
+    reader, writer = await connect(gateway, {"prompt": "slow", "stream": True})
+    slow = await gateway.tokenizer.submitted.get()
+    await until(lambda: is_stuck(gateway))
+    others = await asyncio.gather(
+        *(events_of(gateway, "/v1/completions", {"prompt": "other"}) for _ in range(63))
+    )
+    for events in others:
+        assert events.pop() == "[DONE]"
+        assert "".join(json.loads(event)["choices"][0]["text"] for event in events) == "y" * 100 + "z"
+    assert is_stuck(gateway)
+    assert gateway.tokenizer.cancelled.empty()
+    go_on.set()
+    assert await asyncio.wait_for(gateway.tokenizer.cancelled.get(), 20) == slow.request_id
+    end = b""
+    while not end.endswith(b"0\r\n\r\n"):
+        end = end[-1000:] + await reader.read(2**20)
+    assert b"more slowly" in end
+    writer.close()
+
+
+def num_deltas(gateway: RunningGateway, request_id: str) -> int:
+    """How many the gateway has taken of a request; -1 if it knows it no more."""
+    (client,) = gateway.service.pool._clients.values()
+    found = (live.receiver for live in client._live.values() if live.request_id == request_id)
+    return next((receiver._answer.num_deltas for receiver in found), -1)  # type: ignore[attr-defined]
+
+
+def is_stuck(gateway: RunningGateway) -> bool:
+    """Whether a client's socket takes no more."""
+    assert gateway.service._server is not None
+    return any(
+        connection.flow.write_paused for connection in gateway.service._server.server_state.connections
+    )
 
 
 async def test_lost_session_ends_its_requests_with_one_retryable_error(gateway: RunningGateway) -> None:
