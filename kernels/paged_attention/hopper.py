@@ -156,18 +156,74 @@ def _store(out_ptr, out, total, row, left, head, GROUP: gl.constexpr, NUM_HEADS:
 
 
 @gluon.jit
+def _begin_item(
+    out, shrink, total, weights, count, items, done, positions, last, queries, keys, values, value_pieces, barriers,
+    out_ptr, scale_log2, GROUP: gl.constexpr, NUM_HEADS: gl.constexpr, BLOCK_SIZE: gl.constexpr,
+):  # fmt: skip
+    """The first tile of an item, beside the last product of the item before, `done`, whose output is stored."""
+    q_full, _q_empty, k_full, k_empty, v_full, v_empty, turns = barriers
+    done_row, done_left, done_head, done_tokens = done
+    HEAD_DIM: gl.constexpr = queries.shape[2]
+    BLOCK_N: gl.constexpr = keys.shape[1]
+    blank = gl.zeros([_GROUP_ROWS, BLOCK_N], gl.float32, layout=_product_layout(BLOCK_N))
+    stage = count & 1
+    before = stage ^ 1
+    mbarrier.wait(v_full.index(before), ((count - 1) >> 1) & 1, pred=count > 0)
+    if done_tokens % BLOCK_SIZE > 0:
+        _blank_tail(value_pieces, before, done_tokens, BLOCK_N, BLOCK_SIZE, HEAD_DIM // COLUMNS)
+    out = out * shrink[:, None]
+    mbarrier.wait(q_full.index(items & 1), (items >> 1) & 1)
+    # Queries do not come by way of the copy engine.
+    fence_async_shared()
+    q = queries.index(items & 1).slice(GROUP * _GROUP_ROWS, _GROUP_ROWS)
+    mbarrier.wait(k_full.index(stage), (count >> 1) & 1)
+    mbarrier.wait(turns.index(GROUP), stage)
+    sums = warpgroup_mma(weights, values.index(before), out, is_async=True)
+    scores = warpgroup_mma(q, keys.index(stage).permute((1, 0)), blank, use_acc=False, is_async=True)
+    mbarrier.arrive(turns.index(1 - GROUP))
+    out = warpgroup_mma_wait(1, deps=[sums])
+    mbarrier.arrive(v_empty.index(before), pred=count > 0)
+    _store(out_ptr, out, total, done_row, done_left, done_head, GROUP, NUM_HEADS)
+    mbarrier.wait(k_full.index(before), ((count + 1) >> 1) & 1, pred=last > 1)
+    scores = warpgroup_mma_wait(0, deps=[scores])
+    mbarrier.arrive(k_empty.index(stage))
+    largest = gl.full([_GROUP_ROWS], float("-inf"), gl.float32, layout=_row_layout(BLOCK_N))
+    total = gl.zeros([_GROUP_ROWS], gl.float32, layout=_row_layout(BLOCK_N))
+    wide, largest, total, shrink = _weigh(scores, largest, total, positions, 0, scale_log2, HEAD_DIM, True)
+    weights = gl.convert_layout(
+        _rounded(wide, queries.dtype), gl.DotOperandLayout(0, _product_layout(HEAD_DIM), 2)
+    )
+    return q, shrink, largest, total, weights
+
+
+@gluon.jit
+def _end_last(
+    out, shrink, total, weights, count, done, values, value_pieces, v_full, out_ptr, GROUP: gl.constexpr,
+    NUM_HEADS: gl.constexpr, BLOCK_SIZE: gl.constexpr,
+):  # fmt: skip
+    """The last product of the last item, `done`, and its output."""
+    done_row, done_left, done_head, done_tokens = done
+    BLOCK_N: gl.constexpr = values.shape[1]
+    STRIPS: gl.constexpr = values.shape[2] // COLUMNS
+    before = (count - 1) & 1
+    mbarrier.wait(v_full.index(before), ((count - 1) >> 1) & 1)
+    if done_tokens % BLOCK_SIZE > 0:
+        _blank_tail(value_pieces, before, done_tokens, BLOCK_N, BLOCK_SIZE, STRIPS)
+    out = warpgroup_mma(weights, values.index(before), out * shrink[:, None], is_async=True)
+    out = warpgroup_mma_wait(0, deps=[out])
+    _store(out_ptr, out, total, done_row, done_left, done_head, GROUP, NUM_HEADS)
+
+
+@gluon.jit
 def _attend(
     queries, keys, values, value_pieces, barriers, work, out_ptr, scale_log2, GROUP: gl.constexpr,
     NUM_HEADS: gl.constexpr, BLOCK_SIZE: gl.constexpr,
 ):  # fmt: skip
     """Four warps: GROUP's queries of item after item."""
-    q_full, q_empty, k_full, k_empty, v_full, v_empty, turns = barriers
+    _q_full, q_empty, k_full, k_empty, v_full, v_empty, turns = barriers
     HEAD_DIM: gl.constexpr = queries.shape[2]
     BLOCK_N: gl.constexpr = keys.shape[1]
-    STRIPS: gl.constexpr = HEAD_DIM // COLUMNS
-    SCORES: gl.constexpr = _product_layout(BLOCK_N)
     WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, _product_layout(HEAD_DIM), 2)
-    blank = gl.zeros([_GROUP_ROWS, BLOCK_N], gl.float32, layout=SCORES)
     nothing = gl.zeros([_GROUP_ROWS, HEAD_DIM], gl.float32, layout=_product_layout(HEAD_DIM))
     unshrunk = gl.full([_GROUP_ROWS], 1.0, gl.float32, layout=_row_layout(HEAD_DIM))
     # Of the item before: at first none, whose output goes nowhere.
@@ -192,33 +248,10 @@ def _attend(
             positions = first_position + gl.arange(0, _GROUP_ROWS, layout=_row_layout(BLOCK_N))
             last = seen_tiles(start, query_len, context_len, 2 * _GROUP_ROWS, BLOCK_N)
             whole = (first_position + 1) // BLOCK_N
-            stage = count & 1
-            before = stage ^ 1
-            mbarrier.wait(v_full.index(before), ((count - 1) >> 1) & 1, pred=count > 0)
-            if done_tokens % BLOCK_SIZE > 0:
-                _blank_tail(value_pieces, before, done_tokens, BLOCK_N, BLOCK_SIZE, STRIPS)
-            out = out * shrink[:, None]
-            mbarrier.wait(q_full.index(items & 1), (items >> 1) & 1)
-            # Queries do not come by way of the copy engine.
-            fence_async_shared()
-            q = queries.index(items & 1).slice(GROUP * _GROUP_ROWS, _GROUP_ROWS)
-            mbarrier.wait(k_full.index(stage), (count >> 1) & 1)
-            mbarrier.wait(turns.index(GROUP), stage)
-            sums = warpgroup_mma(weights, values.index(before), out, is_async=True)
-            scores = warpgroup_mma(q, keys.index(stage).permute((1, 0)), blank, use_acc=False, is_async=True)
-            mbarrier.arrive(turns.index(1 - GROUP))
-            out = warpgroup_mma_wait(1, deps=[sums])
-            mbarrier.arrive(v_empty.index(before), pred=count > 0)
-            _store(out_ptr, out, total, done_row, done_left, done_head, GROUP, NUM_HEADS)
-            mbarrier.wait(k_full.index(before), ((count + 1) >> 1) & 1, pred=last > 1)
-            scores = warpgroup_mma_wait(0, deps=[scores])
-            mbarrier.arrive(k_empty.index(stage))
-            largest = gl.full([_GROUP_ROWS], float("-inf"), gl.float32, layout=_row_layout(BLOCK_N))
-            total = gl.zeros([_GROUP_ROWS], gl.float32, layout=_row_layout(BLOCK_N))
-            wide, largest, total, shrink = _weigh(
-                scores, largest, total, positions, 0, scale_log2, HEAD_DIM, True
-            )
-            weights = gl.convert_layout(_rounded(wide, queries.dtype), WEIGHTS)
+            q, shrink, largest, total, weights = _begin_item(
+                out, shrink, total, weights, count, items, (done_row, done_left, done_head, done_tokens), positions,
+                last, queries, keys, values, value_pieces, barriers, out_ptr, scale_log2, GROUP, NUM_HEADS, BLOCK_SIZE,
+            )  # fmt: skip
             out, shrink, largest, total, weights, count = _attend_tiles(
                 nothing, unshrunk, largest, total, weights, count + 1, 1, whole, last, q, keys, values, k_full, k_empty,
                 v_full, v_empty, turns, positions, scale_log2, GROUP, False,
@@ -233,21 +266,14 @@ def _attend(
             done_left = query_len - start
             done_head = item_of(turn) % NUM_HEADS
             done_tokens = gl.minimum(context_len - (last - 1) * BLOCK_N, BLOCK_N)
-        chunk = next_chunk
-        start = next_start
-        query_len = next_len
-        first_row = next_row
-        context_len = next_context
-        next_chunk = later_chunk
-        next_start = later_start
+        chunk, start = next_chunk, next_start
+        query_len, context_len, first_row = next_len, next_context, next_row
+        next_chunk, next_start = later_chunk, later_start
     if count > 0:
-        before = (count - 1) & 1
-        mbarrier.wait(v_full.index(before), ((count - 1) >> 1) & 1)
-        if done_tokens % BLOCK_SIZE > 0:
-            _blank_tail(value_pieces, before, done_tokens, BLOCK_N, BLOCK_SIZE, STRIPS)
-        out = warpgroup_mma(weights, values.index(before), out * shrink[:, None], is_async=True)
-        out = warpgroup_mma_wait(0, deps=[out])
-        _store(out_ptr, out, total, done_row, done_left, done_head, GROUP, NUM_HEADS)
+        _end_last(
+            out, shrink, total, weights, count, (done_row, done_left, done_head, done_tokens), values, value_pieces,
+            v_full, out_ptr, GROUP, NUM_HEADS, BLOCK_SIZE,
+        )  # fmt: skip
 
 
 @gluon.jit

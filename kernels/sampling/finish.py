@@ -104,32 +104,11 @@ def _drawn_inside(
 
 @triton.jit
 def finish_kernel(
-    logits_ptr,
-    temperature_ptr,
-    top_k_ptr,
-    top_p_ptr,
-    min_p_ptr,
-    seeds_ptr,
-    positions_ptr,
-    best_keys_ptr,
-    maxima_ptr,
-    active_ptr,
-    lists_ptr,
-    befores_ptr,
-    drawn_keys_ptr,
-    highs_ptr,
-    shares_ptr,
-    out_ptr,
-    row_stride,
-    vocab,
-    num_groups,
-    num_chunks,
-    GROUPS: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    SPANS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seeds_ptr, positions_ptr, best_keys_ptr,
+    maxima_ptr, active_ptr, lists_ptr, befores_ptr, drawn_keys_ptr, highs_ptr, shares_ptr, out_ptr, row_stride,
+    vocab, num_groups, num_chunks, GROUPS: tl.constexpr, CHUNKS: tl.constexpr, SPANS: tl.constexpr,
+    WIDTH: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """Tokens int64 [n] of the rows that are undecided."""
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * row_stride
@@ -151,16 +130,8 @@ def finish_kernel(
             )  # fmt: skip
             if (length > 0) & (length <= LONGEST):
                 token = _from_list(
-                    list_ptr,
-                    befores_ptr + row * LONGEST,
-                    length,
-                    best_score,
-                    top_k,
-                    top_p,
-                    min_p,
-                    seed,
-                    position,
-                )
+                    list_ptr, befores_ptr + row * LONGEST, length, best_score, top_k, top_p, min_p, seed, position
+                )  # fmt: skip
             elif length > 0:
                 token = tl.full((), UNDECIDED, tl.int64)
                 lowest, highest = pack(bound, vocab - 1), pack(best_score, vocab * 0)

@@ -158,29 +158,10 @@ def draw_before(
 
 @triton.jit
 def survey_kernel(
-    logits_ptr,
-    temperature_ptr,
-    top_k_ptr,
-    top_p_ptr,
-    min_p_ptr,
-    best_keys_ptr,
-    drawn_keys_ptr,
-    limits_ptr,
-    highs_ptr,
-    pivots_ptr,
-    masses_ptr,
-    lasts_ptr,
-    out_ptr,
-    row_stride,
-    vocab,
-    chunk_size,
-    CHUNKS: tl.constexpr,
-    SPANS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    PIVOTS: tl.constexpr,
-    FIRST: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, best_keys_ptr, drawn_keys_ptr, limits_ptr,
+    highs_ptr, pivots_ptr, masses_ptr, lasts_ptr, out_ptr, row_stride, vocab, chunk_size, CHUNKS: tl.constexpr,
+    SPANS: tl.constexpr, WIDTH: tl.constexpr, PIVOTS: tl.constexpr, FIRST: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """pivots float32 [n, PIVOTS]; masses int64 [n, PIVOTS, chunks] above them; lasts int64 [n, chunks].
 
     The last ones are the masses before the token drawn last, first those of all tokens. `limits` int64 and `highs`
@@ -242,35 +223,11 @@ def _narrowed(
 
 @triton.jit
 def draw_kernel(
-    logits_ptr,
-    temperature_ptr,
-    top_k_ptr,
-    top_p_ptr,
-    min_p_ptr,
-    seeds_ptr,
-    positions_ptr,
-    best_keys_ptr,
-    last_keys_ptr,
-    last_limits_ptr,
-    last_highs_ptr,
-    pivots_ptr,
-    masses_ptr,
-    lasts_ptr,
-    shares_ptr,
-    keys_ptr,
-    limits_ptr,
-    highs_ptr,
-    out_ptr,
-    row_stride,
-    vocab,
-    chunk_size,
-    CHUNKS: tl.constexpr,
-    SPANS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    PIVOTS: tl.constexpr,
-    FIRST: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seeds_ptr, positions_ptr, best_keys_ptr,
+    last_keys_ptr, last_limits_ptr, last_highs_ptr, pivots_ptr, masses_ptr, lasts_ptr, shares_ptr, keys_ptr,
+    limits_ptr, highs_ptr, out_ptr, row_stride, vocab, chunk_size, CHUNKS: tl.constexpr, SPANS: tl.constexpr,
+    WIDTH: tl.constexpr, PIVOTS: tl.constexpr, FIRST: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """Keys with noise int64 [n, chunks] of this round's draw, after the limits int64 and highs float32 [n] that hold.
 
     `last_keys`, `last_limits` and `last_highs` are the last round's; shares int64 [n] are the first round's work.
@@ -281,9 +238,8 @@ def draw_kernel(
     first = chunk * chunk_size
     row_ptr = logits_ptr + row * row_stride
     pdl.wait(PDL)
-    scale, top_k, top_p, min_p, applies = parameters(
-        temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, row, vocab
-    )
+    row_parameters = parameters(temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, row, vocab)
+    scale, top_k, top_p, min_p, applies = row_parameters
     if applies & (top_k == 0) & (tl.load(out_ptr + row) == UNDECIDED):
         best = packed_score(best_key(best_keys_ptr, row, num_chunks, CHUNKS))
         limit, high = lowest_limit(), best
@@ -302,9 +258,8 @@ def draw_kernel(
                 limit = tl.maximum(limit, drawn)
                 if (chunk == 0) & (is_open == 0):
                     tl.store(out_ptr + row, packed_token(drawn))
-            limit, high = _narrowed(
-                limit, high, share, pivots_ptr, masses_ptr, row, num_chunks, CHUNKS, PIVOTS
-            )
+            narrowed = _narrowed(limit, high, share, pivots_ptr, masses_ptr, row, num_chunks, CHUNKS, PIVOTS)
+            limit, high = narrowed
         else:
             high = float("-inf")
             is_open = FIRST
