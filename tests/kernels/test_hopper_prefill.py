@@ -12,7 +12,7 @@ from kernels import pdl
 from kernels.paged_attention import AttentionPlan, Chunks, hopper, hopper_fetch
 from kernels.paged_attention.prefill import prefill_attention
 from tests.support.attention_batch import AttentionBatch, Shape, assert_attends, attention_batch
-from tests.support.gluon_emulator import ORDERS, Emulated, Rows
+from tests.support.gluon_prefill import ORDERS, Emulated, Rows
 
 TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 """Probabilities are rounded to 8 or 11 bits, and results once more; in the emulation nothing is."""
