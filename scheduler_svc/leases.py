@@ -166,9 +166,17 @@ class Leases:
             raise
 
     async def _turn(self) -> None:
-        await self._renew()
-        self._found = {**await self._registered(), **self._static}
-        schedulers = (await members(self._client, "scheduler")).keys() | {self._holder}
+        # All at once: one after the other, the answers of a slow Redis would take longer than a lease lasts.
+        _, workers, others = answers = await asyncio.gather(
+            self._renew(),
+            self._registered(),
+            members(self._client, "scheduler"),
+            return_exceptions=True,
+        )
+        if isinstance(workers, BaseException) or isinstance(others, BaseException) or answers[0] is not None:
+            raise next(answer for answer in answers if isinstance(answer, BaseException))
+        self._found = {**workers, **self._static}
+        schedulers = others.keys() | {self._holder}
         await self._drop_gone()
         staying = {worker: found for worker, found in self._found.items() if not found.is_leaving}
         holders = await self._holders_of([worker for worker in staying if worker not in self._held])

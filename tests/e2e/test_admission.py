@@ -20,7 +20,7 @@ pytestmark = pytest.mark.e2e
 @pytest.fixture
 def fleet(redis_server: RedisServer, tmp_path: Path) -> Iterator[Fleet]:
     """Services where one sequence runs and two may wait."""
-    with running_fleet(tmp_path, redis_server, checkpoint()) as fleet:
+    with running_fleet(tmp_path, redis_server.url, checkpoint()) as fleet:
         fleet.start_worker("worker", "--max-rows", "1")
         fleet.start_scheduler("scheduler", "--max-queue-requests", "2", "--max-decode-steps", "1")
         fleet.start_tokenizer("tokenizer")

@@ -78,7 +78,7 @@ async def run_all(
     return await asyncio.gather(*(one(asked) for asked in requests))
 
 
-async def disturb(fleet: Fleet, progress: Progress, how: signal.Signals) -> None:
+async def disturb(fleet: Fleet, redis_server: RedisServer, progress: Progress, how: signal.Signals) -> None:
     """One fault after the other, each when so many requests are over."""
 
     async def at(count: int, do: Callable[[], object]) -> None:
@@ -90,8 +90,8 @@ async def disturb(fleet: Fleet, progress: Progress, how: signal.Signals) -> None
     await at(61, lambda: fleet.start_worker("worker-3", *WORKER))
     await at(160, lambda: fleet.end("scheduler-a", how))
     await at(170, lambda: fleet.start_scheduler("scheduler-a", "--grace-s", "0.5", "--max-decode-steps", "2"))
-    await at(280, fleet.redis.stop)
-    await at(340, fleet.redis.start)
+    await at(280, redis_server.stop)
+    await at(340, redis_server.start)
 
 
 async def until_at_rest(fleet: Fleet, workers: set[str]) -> int:
@@ -140,7 +140,9 @@ async def test_every_stream_is_right_whatever_dies(
 ) -> None:
     catalogue = kinds()
     requests = draw(NUM_REQUESTS, len(catalogue))
-    with running_fleet(tmp_path, lasting_redis, REPOSITORY / "models" / "demo", served_name="demo") as fleet:
+    with running_fleet(
+        tmp_path, lasting_redis.url, REPOSITORY / "models" / "demo", served_name="demo"
+    ) as fleet:
         await start(fleet)
         async with openai.AsyncOpenAI(
             base_url=f"{fleet.url}/v1", api_key=API_KEY, max_retries=0, timeout=300
@@ -151,7 +153,7 @@ async def test_every_stream_is_right_whatever_dies(
             assert len(undisturbed) == len(catalogue), answers
 
             progress = Progress()
-            disturbing = asyncio.create_task(disturb(fleet, progress, how))
+            disturbing = asyncio.create_task(disturb(fleet, lasting_redis, progress, how))
             outcomes = await run_all(client, catalogue, requests, progress)
             await disturbing
         counts = report(outcomes, [undisturbed[asked.kind] for asked in requests])
@@ -168,7 +170,7 @@ async def test_every_stream_is_right_whatever_dies(
 
 async def compare_ledgers(fleet: Fleet, computed: int, num_sequences: int, how: signal.Signals) -> None:
     """What tenants were charged, beside what workers told schedulers and what those that live say themselves."""
-    client = open_redis(fleet.redis.url)
+    client = open_redis(fleet.redis_url)
     charged = await settled(client, num_sequences)
     told = await ledger(client, "quire:computed:*")
     await client.aclose()

@@ -45,7 +45,7 @@ def show(what: str, fleet: Fleet, rate: float) -> None:
 async def test_a_restarted_scheduler_serves_from_the_cache_that_its_worker_kept(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    with running_fleet(tmp_path, redis_server, checkpoint()) as fleet:
+    with running_fleet(tmp_path, redis_server.url, checkpoint()) as fleet:
         fleet.start_worker("worker")
         fleet.start_scheduler("scheduler")
         fleet.start_tokenizer("tokenizer")

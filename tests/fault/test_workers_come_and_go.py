@@ -34,7 +34,7 @@ async def fleet_with_workers(
     worker_return_s: float = 60.0,
 ) -> AsyncIterator[tuple[Fleet, openai.AsyncOpenAI]]:
     """Workers, each leased, and shared evenly."""
-    with running_fleet(folder, redis_server, checkpoint()) as fleet:
+    with running_fleet(folder, redis_server.url, checkpoint()) as fleet:
         for worker in workers:
             fleet.start_worker(worker)
         for scheduler in schedulers:

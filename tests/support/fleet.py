@@ -13,7 +13,6 @@ from pathlib import Path
 
 from quire.rpc.channel import open_channel
 from quire.v1 import scheduler_pb2, scheduler_pb2_grpc, types_pb2, worker_pb2, worker_pb2_grpc
-from tests.support.redis_server import RedisServer
 from tests.support.server import API_KEY, REPOSITORY, free_port, is_ready
 
 _POLL_S = 0.05
@@ -22,9 +21,9 @@ _POLL_S = 0.05
 class Fleet:
     """Processes by name; each listens on a Unix socket of its name, logs to a file of its name, shows its metrics."""
 
-    def __init__(self, folder: Path, redis: RedisServer, model: Path, served_name: str) -> None:
+    def __init__(self, folder: Path, redis_url: str, model: Path, served_name: str) -> None:
         self.folder = folder
-        self.redis = redis
+        self.redis_url = redis_url
         self.model = model
         self.served_name = served_name
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -46,15 +45,15 @@ class Fleet:
         """A CPU worker that registers under its name."""
         model = ("--model", str(self.model), "--served-model-name", self.served_name)
         device = ("--device", "cpu", "--threads", "1", "--worker-id", name)
-        self._start("gpu_worker", name, *model, *device, "--redis-url", self.redis.url, *flags)
+        self._start("gpu_worker", name, *model, *device, "--redis-url", self.redis_url, *flags)
 
     def start_scheduler(self, name: str, *flags: str) -> None:
         """A scheduler that finds its workers in Redis."""
-        self._start("scheduler_svc", name, "--redis-url", self.redis.url, *flags)
+        self._start("scheduler_svc", name, "--redis-url", self.redis_url, *flags)
 
     def start_tokenizer(self, name: str) -> None:
         """A tokenizer service that finds its schedulers in Redis."""
-        self._start("tokenizer_svc", name, "--model", str(self.model), "--redis-url", self.redis.url)
+        self._start("tokenizer_svc", name, "--model", str(self.model), "--redis-url", self.redis_url)
 
     def start_gateway(self, *tokenizers: str) -> None:
         """The gateway; returns once requests would be answered."""
@@ -135,11 +134,9 @@ class Fleet:
 
 
 @contextmanager
-def running_fleet(
-    folder: Path, redis: RedisServer, model: Path, *, served_name: str = "tiny"
-) -> Iterator[Fleet]:
+def running_fleet(folder: Path, redis_url: str, model: Path, *, served_name: str = "tiny") -> Iterator[Fleet]:
     """A fleet without processes; those that it then has are ended with the block."""
-    fleet = Fleet(folder, redis, model, served_name)
+    fleet = Fleet(folder, redis_url, model, served_name)
     try:
         yield fleet
     finally:

@@ -19,8 +19,8 @@ class Wire:
         self.delay_s = 0.0
         """By how much each answer comes later."""
         self.address = ""
-        self.num_answers = 0
-        """Pieces of answers that came through."""
+        self.num_asked = 0
+        """Pieces of questions that went through."""
 
     def cut(self) -> None:
         """From now on nothing passes, neither way, not even an end; every connection stays open."""
@@ -30,12 +30,13 @@ class Wire:
         """Go on after `cut`."""
         self._passes.set()
 
-    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, until one of its ends closes it."""
-        link = asyncio.current_task()
-        assert link is not None
+    def connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Carry one connection until one of its ends closes it."""
+        link = asyncio.create_task(self._carry(reader, writer))
         self._links.add(link)
         link.add_done_callback(self._links.discard)
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             far_reader, far_writer = await asyncio.open_connection(self._host, int(self._port))
             late: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
@@ -58,6 +59,7 @@ class Wire:
             await self._passes.wait()
             writer.write(data)
             await writer.drain()
+            self.num_asked += 1
         await self._passes.wait()
 
     async def _hear(self, reader: asyncio.StreamReader, late: "asyncio.Queue[tuple[float, bytes]]") -> None:
@@ -76,7 +78,6 @@ class Wire:
             await self._passes.wait()
             writer.write(data)
             await writer.drain()
-            self.num_answers += 1
 
     async def close(self) -> None:
         """End every connection."""
@@ -89,7 +90,7 @@ class Wire:
 async def running_wire(target: str) -> AsyncIterator[Wire]:
     """A wire to `target` for the length of the block."""
     wire = Wire(target)
-    server = await asyncio.start_server(wire.carry, "127.0.0.1", 0)
+    server = await asyncio.start_server(wire.connect, "127.0.0.1", 0)
     wire.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield wire
