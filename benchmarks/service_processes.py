@@ -1,4 +1,4 @@
-"""Every service as a process of its own, with `benchmarks.instant_worker` in the place of the model."""
+"""Every service as a process of its own, with the worker that a benchmark wants: the real one, or the instant one."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,8 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
 API_KEY = "sk-benchmark"
-SERVICES = ("gateway", "tokenizer_svc", "scheduler_svc", "instant_worker")
+SERVICES = ("gateway", "tokenizer_svc", "scheduler_svc", "worker")
+INSTANT_WORKER, REAL_WORKER = "benchmarks.instant_worker", "gpu_worker"
 DEMO_MODEL = REPOSITORY / "models" / "demo"
 
 _POLL_S = 0.05
@@ -55,22 +56,32 @@ class ServiceProcesses:
 
 @contextlib.contextmanager
 def service_processes(
-    model: Path, worker: Sequence[str], scheduler: Sequence[str] = ()
+    model: Path,
+    worker: Sequence[str],
+    scheduler: Sequence[str] = (),
+    *,
+    worker_module: str = INSTANT_WORKER,
+    redis_url: str = "",
 ) -> Iterator[ServiceProcesses]:
     """Start every service, the gateway on a free port; kill them all at the end.
 
-    `model`: whose tokenizer is used. `worker`, `scheduler`: further flags of these.
+    `model`: whose tokenizer is used, and whose weights by the real worker. `worker`, `scheduler`: further flags of
+    these. With `redis_url` they find each other there.
     """
     with tempfile.TemporaryDirectory(prefix="quire-bench-") as sockets:
-        port = _free_port()
+        port = free_port()
         listen = {name: f"unix:{sockets}/{name}" for name in SERVICES} | {"gateway": f"127.0.0.1:{port}"}
         vocab_size = json.loads((model / "config.json").read_text())["vocab_size"]
+        of_model = (
+            ("--vocab-size", str(vocab_size)) if worker_module == INSTANT_WORKER else ("--model", str(model))
+        )
+        redis = ("--redis-url", redis_url) if redis_url else ()
+        workers = redis or ("--workers", listen["worker"])
+        schedulers = redis or ("--schedulers", listen["scheduler_svc"])
         commands: dict[str, list[str]] = {
-            "instant_worker": ["benchmarks.instant_worker", "--vocab-size", str(vocab_size), *worker],
-            "scheduler_svc": ["scheduler_svc", "--workers", listen["instant_worker"], *scheduler],
-            "tokenizer_svc": [
-                *("tokenizer_svc", "--model", str(model), "--schedulers", listen["scheduler_svc"]),
-            ],
+            "worker": [worker_module, *of_model, *redis, *worker],
+            "scheduler_svc": ["scheduler_svc", *workers, *scheduler],
+            "tokenizer_svc": ["tokenizer_svc", "--model", str(model), *schedulers],
             "gateway": [
                 *("gateway", "--tokenizers", listen["tokenizer_svc"], "--keys-file", f"{sockets}/keys"),
             ],
@@ -93,7 +104,8 @@ def service_processes(
                 process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -8,13 +8,13 @@ import hmac
 import json
 import os
 import secrets
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from quire.errors import QuireError
+from quire.files import OWNERS_ALONE, replace_files, write_beside
 
 KEY_PREFIX = "sk-quire-"
 FIRST_NAME = "default"
@@ -106,8 +106,8 @@ def load(path: Path) -> tuple[KeyRecord, ...]:
 def save(path: Path, records: Sequence[KeyRecord]) -> None:
     """Replace `path` in one step; only its owner can read it. Raises KeysFileError."""
     try:
-        written = _write_beside(path, records)
-        os.replace(written, path)
+        _make_folder(path)
+        replace_files({path: (_serialise(records), OWNERS_ALONE)})
     except OSError as error:
         raise KeysFileError(f"cannot write the API keys to {path}: {error.strerror}") from None
 
@@ -124,7 +124,8 @@ def mint_first(path: Path) -> str:
         save(path, [operators_record(key)])
         return key
     try:
-        written = _write_beside(path, [operators_record(key)])
+        _make_folder(path)
+        written = write_beside(path, _serialise([operators_record(key)]))
         try:
             # Unlike a rename, a link fails where another process was first.
             os.link(written, path)
@@ -159,13 +160,9 @@ def _parse(data: bytes) -> tuple[KeyRecord, ...]:
     return records
 
 
-def _write_beside(path: Path, records: Sequence[KeyRecord]) -> str:
-    """Write a temporary file next to `path`, readable by its owner only, and return its name."""
+def _make_folder(path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    text = json.dumps({"keys": [asdict(item) for item in records]}, indent=2) + "\n"
-    descriptor, written = tempfile.mkstemp(prefix=".keys-", dir=path.parent)  # mkstemp makes it 0600
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    return written
+
+
+def _serialise(records: Sequence[KeyRecord]) -> bytes:
+    return json.dumps({"keys": [asdict(item) for item in records]}, indent=2).encode() + b"\n"

@@ -2,7 +2,6 @@
 
 import datetime as dt
 import ipaddress
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from quire.files import EVERYBODYS, OWNERS_ALONE, replace_files
 
 CERTIFICATE_FILE, KEY_FILE, AUTHORITY_FILE = "tls.crt", "tls.key", "ca.crt"
 """What Kubernetes and cert-manager call the parts of a TLS secret."""
@@ -61,8 +62,13 @@ class Authority:
 
     def save(self, folder: Path) -> None:
         """Write certificate and key. Raises OSError."""
-        write_private(folder / AUTHORITY_KEY_FILE, _key_pem(self.key))
-        (folder / AUTHORITY_FILE).write_bytes(self.pem())
+        # The key last: an authority without one is made anew.
+        replace_files(
+            {
+                folder / AUTHORITY_FILE: (self.pem(), EVERYBODYS),
+                folder / AUTHORITY_KEY_FILE: (_key_pem(self.key), OWNERS_ALONE),
+            }
+        )
 
     def pem(self) -> bytes:
         """The certificate as PEM."""
@@ -90,14 +96,6 @@ class Authority:
             .sign(self.key, hashes.SHA256())
         )
         return certificate.public_bytes(serialization.Encoding.PEM), _key_pem(key)
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Write a file that only its owner can read, from its first byte on. Raises OSError."""
-    path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(content)
 
 
 def _builder(

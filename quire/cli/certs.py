@@ -2,7 +2,7 @@
 
 import datetime as dt
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -13,8 +13,8 @@ from quire.cli.authority import (
     KEY_FILE,
     Authority,
     CertificateError,
-    write_private,
 )
+from quire.files import EVERYBODYS, OWNERS_ALONE, replace_files
 from quire.rpc.identity import dns_name
 from quire.settings import SERVICES
 
@@ -40,14 +40,20 @@ def certs(
         authority = _authority(folder)
         for name in (*SERVICES, OPERATOR):
             _issue(authority, folder / name, name, hosts, dt.timedelta(days=days))
-    except (CertificateError, OSError, ValueError) as error:
-        typer.echo(f"quire: {error}", err=True)
-        raise typer.Exit(1) from None
+    except OSError as error:
+        _fail(f"no certificates: {error.filename or folder}: {error.strerror}")
+    except (CertificateError, ValueError) as error:
+        _fail(str(error))
     typer.echo(
         f"Certificates for {', '.join(SERVICES)} and {OPERATOR} are in {folder}, valid for {days} days."
     )
     typer.echo(f"quire serve --certs {folder} uses them; docs/security.md says how services elsewhere do.")
     typer.echo(f"Whoever has {folder / AUTHORITY_KEY_FILE} can be any service: it belongs on no server.")
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"quire: {message}", err=True)
+    raise typer.Exit(1) from None
 
 
 def _authority(folder: Path) -> Authority:
@@ -65,6 +71,10 @@ def _issue(
     # Compose and most other networks know a service by its name with the underscore.
     certificate, key = authority.issue(dns_name(name), (name, *hosts), valid_for)
     folder.mkdir(mode=0o700, exist_ok=True)
-    write_private(folder / KEY_FILE, key)
-    (folder / CERTIFICATE_FILE).write_bytes(certificate)
-    (folder / AUTHORITY_FILE).write_bytes(authority.pem())
+    replace_files(
+        {
+            folder / KEY_FILE: (key, OWNERS_ALONE),
+            folder / CERTIFICATE_FILE: (certificate, EVERYBODYS),
+            folder / AUTHORITY_FILE: (authority.pem(), EVERYBODYS),
+        }
+    )
