@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PROTO_VENV := .venv-protos
+LOCK_VENV := .venv-locks
 PORT ?= 8000
 MODEL ?=
 ARGS ?=
@@ -10,7 +11,7 @@ ARGS ?=
 PIP_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install kustomize serve test test-all test-deploy check format protos protos-check docs docs-check dashboard bench clean
+.PHONY: help install kustomize serve test test-all test-deploy check format protos protos-check docs docs-check dashboard locks sbom bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -80,9 +81,25 @@ docs-check: install ## fail if the generated docs are stale
 dashboard: install ## generate the Grafana dashboard from tools/generate_dashboard.py
 	$(BIN)/python tools/generate_dashboard.py
 
+$(LOCK_VENV)/.installed: Makefile
+	$(PYTHON) -m venv $(LOCK_VENV)
+	$(LOCK_VENV)/bin/python -m pip install --quiet uv==0.13.9 cyclonedx-bom==7.5.0
+	touch $@
+
+locks: $(LOCK_VENV)/.installed ## write deploy/locks, what the images install with hashes, after a change of constraints.txt
+	PATH="$(LOCK_VENV)/bin:$$PATH" $(LOCK_VENV)/bin/python tools/lock_images.py
+
+sbom: $(LOCK_VENV)/.installed ## write out/sbom-*.json (CycloneDX): what is in the images of the control plane and the worker
+	mkdir -p out
+	grep -E '^(torch|triton)==' constraints.txt | cat deploy/locks/control.txt deploy/locks/worker.txt - > out/worker.txt
+	$(LOCK_VENV)/bin/cyclonedx-py requirements --pyproject pyproject.toml --of JSON --output-reproducible \
+	  -o out/sbom-control.json deploy/locks/control.txt
+	$(LOCK_VENV)/bin/cyclonedx-py requirements --pyproject pyproject.toml --of JSON --output-reproducible \
+	  -o out/sbom-worker.json out/worker.txt
+
 bench: install ## the control plane's own cost, without a model
 	$(BIN)/python -m benchmarks.scheduler_cpu
 	$(BIN)/python -m benchmarks.control_plane
 
 clean: ## remove the virtual environments and caches
-	rm -rf $(VENV) $(PROTO_VENV) .venv-kustomize .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PROTO_VENV) $(LOCK_VENV) .venv-kustomize .pytest_cache .mypy_cache .ruff_cache .hypothesis
