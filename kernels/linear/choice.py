@@ -12,6 +12,8 @@ _LARGE = 1 << 24
 _LONG = 4096
 # Of the stream kernel: rows of a large product up to which reading the weights takes longest, and columns of a tile.
 _MAX_STREAMED_ROWS = 128
+MOST_ROWS = 2 * _MAX_STREAMED_ROWS
+"""Of x; more always go to torch's own product."""
 _STREAMED_BLOCK_K = 64
 
 
@@ -75,7 +77,7 @@ def _stream_tiles(m: int, rows: int, k: int, is_gated: bool, multiprocessors: in
     None where cuBLAS was not slower: when arithmetic takes longest, or when many tiles would come in turn.
     """
     is_large = rows * k >= _LARGE
-    if m > _MAX_STREAMED_ROWS * (1 if is_large else 2):
+    if m > (_MAX_STREAMED_ROWS if is_large else MOST_ROWS):
         return None
     columns = min(128, max(32, 1 << (m - 1).bit_length()))
     has_few_columns = columns <= 64

@@ -9,7 +9,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernels import pdl
 from kernels.linear import Norm
-from kernels.linear.choice import Tiles, choose
+from kernels.linear.choice import MOST_ROWS, Tiles, choose
 from kernels.linear.exchange import EMPTY
 from kernels.linear.gemv import gemv_kernel
 from kernels.linear.skinny import ROWS, skinny_kernel
@@ -59,7 +59,7 @@ def gate_up_silu(x: torch.Tensor, weight: torch.Tensor, norm: Norm | None) -> to
 
 def _choose(x: torch.Tensor, weight: torch.Tensor, *, is_gated: bool = False) -> Tiles | None:
     # In float32 the tensor cores would round, and the ordinary units need tiles of their own.
-    if len(x) == 0 or x.dtype == torch.float32:
+    if len(x) == 0 or len(x) > MOST_ROWS or x.dtype == torch.float32:
         return None
     multiprocessors = _hopper_multiprocessors(x.device) if is_streamable(x, weight) else 0
     n = len(weight) // 2 if is_gated else len(weight)

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
-"""Gluon, for Hopper: attention of long chunks of prompts over pages (Shah et al., "FlashAttention-3", 2024).
+"""Gluon, for Hopper: attention of chunks of a tile and more over pages (Shah et al., "FlashAttention-3", 2024).
 
 One program per multiprocessor goes through items, which are QUERY_TILE queries of a chunk for one head. Two groups of
 four warps do half of an item's queries each; three more warps fetch keys, values and queries. In each step a group
