@@ -12,7 +12,7 @@ from tests.fault.long_streams import long_stream
 from tests.support.checkpoints import checkpoint
 from tests.support.server import API_KEY, processes_of, running_server
 
-pytestmark = [pytest.mark.fault, pytest.mark.e2e]
+pytestmark = [pytest.mark.fault, pytest.mark.e2e, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("service", ["gpu_worker", "scheduler_svc"])
