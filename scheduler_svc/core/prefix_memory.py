@@ -56,4 +56,5 @@ class PrefixMemory:
         places = self._places
         for place in range(len(places), known.length):
             places[hashes[place]] = place
-        return min(places.get(each, known.length) for each in forgotten)
+        # A place past the length is another replica's, or of a time when this one's was longer.
+        return min(known.length, *(places.get(each, known.length) for each in forgotten))

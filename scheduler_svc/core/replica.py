@@ -340,8 +340,10 @@ class Replica:
         return self.num_blocks_needed(sequence, prefix) > room
 
     def _cached_blocks(self, sequence: Sequence, prefix: Prefix) -> list[int]:
-        blocks = map(self.pool.lookup, sequence.hash_blocks(prefix.num_cached, self.block_size))
-        return [block for block in blocks if block is not None]
+        found = map(self.pool.lookup, sequence.hash_blocks(prefix.num_cached, self.block_size))
+        blocks = [block for block in found if block is not None]
+        assert len(blocks) == prefix.num_cached, "a prefix has a hole"
+        return blocks
 
     def blocks_for(self, num_positions: int) -> int:
         """Blocks that hold so many token positions."""

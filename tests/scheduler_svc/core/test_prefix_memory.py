@@ -9,8 +9,15 @@ from scheduler_svc.core.prefix_memory import PrefixMemory
 _NUM_BLOCKS = 12
 _CHAINS = [[f"{chain}-{place}".encode() for place in range(6)] for chain in range(3)]
 
-Step = tuple[str, int, int]
-_STEPS = st.tuples(st.sampled_from(["commit", "evict", "look"]), st.integers(0, 2), st.integers(0, 6))
+_REPLICAS = ("a", "b")
+
+Step = tuple[str, str, int, int]
+_STEPS = st.tuples(
+    st.sampled_from(["commit", "evict", "look"]),
+    st.sampled_from(_REPLICAS),
+    st.integers(0, 2),
+    st.integers(0, 6),
+)
 
 
 def walked(pool: BlockPool, hashes: list[bytes]) -> int:
@@ -28,18 +35,34 @@ def cache(pool: BlockPool, hashes: list[bytes]) -> None:
 
 @given(st.lists(_STEPS, max_size=60))
 def test_what_is_remembered_is_what_a_walk_finds(steps: list[Step]) -> None:
-    pool, memories = BlockPool(_NUM_BLOCKS), [PrefixMemory() for _ in _CHAINS]
-    for what, chain, count in steps:
-        hashes = _CHAINS[chain]
+    pools, memories = {name: BlockPool(_NUM_BLOCKS) for name in _REPLICAS}, [PrefixMemory() for _ in _CHAINS]
+    for what, name, chain, count in steps:
+        pool, hashes = pools[name], _CHAINS[chain]
         if what == "commit":
             # From the leaf on too, so that a prefix has holes.
             cache(pool, hashes[count:] if count % 2 else hashes[:count])
         elif what == "evict":
             pool.free(pool.allocate(count))
         else:
-            assert memories[chain].length("worker", pool, hashes, 6) == walked(pool, hashes)
+            assert memories[chain].length(name, pool, hashes, 6) == walked(pool, hashes)
     for memory, hashes in zip(memories, _CHAINS, strict=True):
-        assert memory.length("worker", pool, hashes, 6) == walked(pool, hashes)
+        for name, pool in pools.items():
+            assert memory.length(name, pool, hashes, 6) == walked(pool, hashes)
+
+
+def test_what_a_replica_forgets_behind_its_prefix_makes_the_prefix_no_longer() -> None:
+    longer, shorter, memory, hashes = BlockPool(6), BlockPool(4), PrefixMemory(), _CHAINS[0]
+    cache(longer, hashes)
+    cache(shorter, hashes[4:])
+    cache(shorter, hashes[:2])
+    assert memory.length("a", longer, hashes, 6) == 6
+    assert memory.length("b", shorter, hashes, 6) == 2
+    # Where in the prefix a hash is was needed once the longer one forgot some.
+    longer.free(longer.allocate(1))
+    assert memory.length("a", longer, hashes, 6) == 5
+    shorter.free(shorter.allocate(1))
+    assert shorter.lookup(hashes[5]) is None
+    assert memory.length("b", shorter, hashes, 6) == 2
 
 
 def test_a_prefix_grows_and_shrinks_with_the_pool() -> None:
