@@ -111,6 +111,11 @@ redirects = Counter("quire_scheduler_redirects", "Requests sent on to another sc
 ledger_lost = Counter(
     "quire_scheduler_ledger_lost_records", "Ledger records given up while Redis was away", registry=REGISTRY
 )
+ledger_unsettled = Gauge(
+    "quire_scheduler_ledger_unsettled_records",
+    "Ledger records that Redis does not have yet",
+    registry=REGISTRY,
+)
 _workers = Gauge("quire_scheduler_workers_connected", "Workers whose stream is open", registry=REGISTRY)
 sessions = Gauge("quire_scheduler_sessions", "Tokenizer sessions connected", registry=REGISTRY)
 

@@ -11,7 +11,7 @@ import grpc
 import structlog
 
 from quire import telemetry
-from quire.errors import Internal, QuireError, from_proto
+from quire.errors import Internal, NotReady, QuireError, from_proto
 from quire.packing import unpack_uint32
 from quire.redis_client import TIMEOUT_S, RedisFailure, open_redis
 from quire.registry import Registration, reachable_address
@@ -36,6 +36,8 @@ SERVICE_NAME = scheduler_pb2.DESCRIPTOR.services_by_name["Scheduler"].full_name
 Context = grpc.aio.ServicerContext[Any, Any]
 # Commands take milliseconds; a worker that takes longer loses what it was computing.
 _REST_S = 2.0
+# Whole pools may have to be written; what is missing then, nobody adopts.
+_INDEX_S = 3.0
 # Messages, one per step: a peer that is this far behind is not coming back.
 _MAX_PENDING = 4096
 
@@ -133,10 +135,18 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         except TimeoutError:
             log.warning("commands in flight are given up")
         try:
-            async with asyncio.timeout(TIMEOUT_S):
+            # First what nobody could find again.
+            await self._settlement.flush()
+            async with asyncio.timeout(_INDEX_S):
                 await self._index.flush()
-                await self._step_loop.close()
-                await self._settlement.flush()
+        except RedisFailure as error:
+            log.warning(
+                "redis is away: the last of the ledger or the index is missing there", error=str(error)
+            )
+        await self._step_loop.close()
+        try:
+            await self._settlement.flush()
+            async with asyncio.timeout(TIMEOUT_S):
                 await self._leases.close()
                 await self._registration.withdraw()
         except RedisFailure as error:
@@ -145,7 +155,6 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
                 lost_ledger_records=self._settlement.num_unsettled,
                 error=str(error),
             )
-        await self._step_loop.close()
         await self._redis.aclose()
 
     def _state(self) -> types_pb2.ServiceState.ValueType:
@@ -290,6 +299,9 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
 
     def _count_refusal(self, request: scheduler_pb2.TokenRequest, error: QuireError) -> None:
         metrics.count_rejection(types_pb2.ErrorCode.Name(error.code))
+        if isinstance(error, NotReady):
+            # It says nothing of the request, which goes on at another scheduler if there is one.
+            return
         self._settlement.add(LedgerRecord.of_refusal(request.ledger_id[:MAX_LEDGER_ID], request.tenant))
 
     async def Generate(  # noqa: N802

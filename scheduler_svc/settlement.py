@@ -138,6 +138,7 @@ class Settlement:
             metrics.ledger_lost.inc()
         self._num_records += 1
         self._unsettled.append((self._num_records, record))
+        metrics.ledger_unsettled.set(len(self._unsettled))
         self._wake.set()
 
     @property
@@ -150,11 +151,10 @@ class Settlement:
         self._computed[worker] = self._computed.get(worker, 0) + num_tokens
 
     async def run(self) -> None:
-        """Settle until cancelled, one write for all that came together."""
+        """Settle until cancelled: at once, and then one write for all that came within the interval."""
         is_away = False
         while True:
             await self._wake.wait()
-            await asyncio.sleep(_INTERVAL_S)
             self._wake.clear()
             try:
                 await self.flush()
@@ -165,6 +165,7 @@ class Settlement:
                 is_away = True
                 self._wake.set()
                 await asyncio.sleep(1.0)
+            await asyncio.sleep(_INTERVAL_S)
 
     async def flush(self) -> None:
         """Settle all there is. Raises one of `RedisFailure`; nothing is lost then."""
@@ -189,3 +190,4 @@ class Settlement:
             # The oldest may have been pushed out meanwhile.
             while self._unsettled and self._unsettled[0][0] <= last:
                 self._unsettled.popleft()
+            metrics.ledger_unsettled.set(len(self._unsettled))

@@ -149,6 +149,10 @@ async def test_draining_finishes_what_runs_and_takes_nothing_new(sockets: Socket
         rest = await _collect(running)
         assert rest[-1].finish_reason == types_pb2.FINISH_REASON_LENGTH
         await draining
+        await service.servicer._settlement.flush()
+        # The request that was not taken goes on elsewhere: it is not refused.
+        marks = await service.servicer._redis.keys("quire:settled:*")
+        assert [bytes(key).endswith(b":0") for key in marks] == [True]
 
 
 async def test_a_resumed_sequence_goes_on_where_it_was(sockets: Sockets) -> None:
