@@ -51,7 +51,7 @@ class ChoiceDelta:
         """The new reasoning text."""
         return "".join(self.reasonings)
 
-    def add_parts(self, delta: tokenizer_pb2.TextDelta) -> None:
+    def add_parts(self, delta: tokenizer_pb2.TextDelta, *, keep_token_ids: bool) -> None:
         """Everything but text, which most deltas consist of.
 
         Messages are copied: a part of a batch keeps the whole batch alive.
@@ -63,7 +63,7 @@ class ChoiceDelta:
             call.id = call.id or part.id
             call.name = call.name or part.name
             call.arguments += part.arguments
-        if delta.token_ids:
+        if keep_token_ids and delta.token_ids:
             self.token_ids.extend(unpack_int32(delta.token_ids).tolist())
         for logprob in delta.logprobs:
             copy = tokenizer_pb2.TokenLogprob()
@@ -90,10 +90,16 @@ class Answer:
     """
 
     def __init__(
-        self, rounds: WriteRounds, *, max_buffered_bytes: int | None, on_failure: Callable[[], None]
+        self,
+        rounds: WriteRounds,
+        *,
+        max_buffered_bytes: int | None,
+        keep_token_ids: bool,
+        on_failure: Callable[[], None],
     ) -> None:
         self._rounds = rounds
         self._max_buffered_bytes = max_buffered_bytes
+        self._keep_token_ids = keep_token_ids
         self._on_failure = on_failure
         self._pending: dict[int, ChoiceDelta] = {}
         self._called: set[int] = set()
@@ -150,7 +156,7 @@ class Answer:
         pending.num_tokens += delta.num_tokens
         if delta.prompt_tokens:
             pending.prompt_tokens = delta.prompt_tokens
-        pending.add_parts(delta)
+        pending.add_parts(delta, keep_token_ids=self._keep_token_ids)
         if pending.tool_calls:
             self._called.add(choice)
         if delta.finish_reason:

@@ -1,6 +1,7 @@
 """One API call's requests, from submission to the line that metrics and trace keep of it."""
 
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ from opentelemetry import trace
 from gateway import metrics
 from gateway.answer import Answer, ChoiceDelta
 from gateway.calls import Call
+from gateway.live_text import LiveText
 from gateway.rounds import WriteRounds
 from gateway.tokenizer_client import TokenizerClient
 from gateway.usage import UsageTotals
@@ -43,7 +45,7 @@ class Generation:
         self._client = client
         self._call = call
         self._requests = requests
-        self._handles: list[int] = []
+        self._live: list[LiveText] = []
         self._error: QuireError | None = None
         self._timing = _Timing()
         self.completion_id = completion_id
@@ -54,6 +56,7 @@ class Generation:
         self.answer = Answer(
             rounds,
             max_buffered_bytes=max_buffered_bytes if self.streaming else None,
+            keep_token_ids=requests[0].return_token_ids,
             on_failure=self._cancel,
         )
         self._submit()
@@ -106,16 +109,19 @@ class Generation:
             request.tenant = self._call.tenant
             request.tenant_policy.CopyFrom(self._call.policy)
             request.trace.CopyFrom(context)
-            self._handles.append(self._client.submit(request, receiver))
+            # Whoever goes on with it is charged to the same entry.
+            request.ledger_id = uuid.uuid4().hex
+            live = LiveText(request, receiver, self.model)
+            self._client.submit(live)
+            self._live.append(live)
         name = self.model.name
         metrics.params_n.labels(name).observe(self.num_sequences)
         if self._requests[0].sampling.HasField("max_tokens"):
             metrics.params_max_tokens.labels(name).observe(self._requests[0].sampling.max_tokens)
 
     def _cancel(self) -> None:
-        handles, self._handles = self._handles, []
-        for handle in handles:
-            self._client.cancel(handle)
+        for live in self._live:
+            live.cancel()
 
     def _note(self, batch: Sequence[ChoiceDelta]) -> None:
         timing = self._timing

@@ -83,6 +83,11 @@ requests_ended_early = Counter(
 # There from the start: Prometheus sees no increase in what begins with 1.
 for _reason in ("disconnect", "session_lost", "slow_client"):
     requests_ended_early.labels(_reason)
+requests_resumed = Counter(
+    "quire_gateway_requests_resumed",
+    "Requests that went on at another tokenizer service, or at the same, after theirs was lost.",
+    registry=REGISTRY,
+)
 sessions_connected = Gauge(
     "quire_gateway_sessions_connected", "Sessions with tokenizer services that are up.", registry=REGISTRY
 )

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -11,6 +11,7 @@ import structlog
 
 from gateway import metrics
 from gateway.lookup import addresses_of
+from gateway.resumption import Resumption
 from gateway.tokenizer_client import TokenizerClient
 from quire.errors import NotFound, NotReady
 from quire.v1 import types_pb2
@@ -49,6 +50,7 @@ class TokenizerPool:
         """What each target's name last stood for."""
         self._clients: dict[str, TokenizerClient] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._resumption = Resumption(self._find)
         self._first_seen: dict[str, int] = {}
         self.admission = Admission.OPEN
 
@@ -72,16 +74,12 @@ class TokenizerPool:
             raise NotFound(
                 f"the model {model[:128]!r} does not exist; this server has {names}", param="model"
             )
-        ready = [
-            client
-            for client in self._clients.values()
-            if client.ready and model in (None, client.announcement.model.name)
-        ]
-        if not ready:
+        client = self._least_loaded(lambda served: model in (None, served.name))
+        if client is None:
             raise NotReady(
                 f"the server is not ready: {self.readiness().reason}; try again", retry_after_s=1.0
             )
-        return min(ready, key=lambda client: client.num_live)
+        return client
 
     def models(self) -> dict[str, types_pb2.ModelDescription]:
         """What is served, by name; loading models included."""
@@ -118,12 +116,27 @@ class TokenizerPool:
 
     def num_live(self) -> int:
         """Requests in progress."""
-        return sum(client.num_live for client in self._clients.values())
+        return sum(client.num_live for client in self._clients.values()) + self._resumption.num_live
 
     def fail_all(self, message: str) -> None:
         """End what still runs, with a retryable error."""
+        error = NotReady(message, retry_after_s=1.0)
+        self._resumption.fail_all(error)
         for client in self._clients.values():
-            client.fail_all(NotReady(message, retry_after_s=1.0))
+            client.fail_all(error)
+
+    def _find(self, model: types_pb2.ModelDescription) -> TokenizerClient | None:
+        """A service where a request for this very model can go on."""
+        identity = fingerprint(model)
+        return self._least_loaded(lambda served: fingerprint(served) == identity)
+
+    def _least_loaded(self, is_right: Callable[[types_pb2.ModelDescription], bool]) -> TokenizerClient | None:
+        ready = [
+            client
+            for client in self._clients.values()
+            if client.ready and is_right(client.announcement.model)
+        ]
+        return min(ready, key=lambda client: client.num_live, default=None)
 
     async def _look_around(self, group: asyncio.TaskGroup) -> None:
         """Open sessions with services that have come; close those of services that have gone."""
@@ -135,7 +148,9 @@ class TokenizerPool:
                 log.debug("a name cannot be looked up", target=target, error=str(error))
         there = frozenset().union(*self._behind.values())
         for address in there - self._clients.keys():
-            client = self._clients[address] = TokenizerClient(address, self._changed)
+            client = self._clients[address] = TokenizerClient(
+                address, on_change=self._changed, on_loss=self._resumption.take
+            )
             self._tasks[address] = group.create_task(client.run(), name=f"session {address}")
         for address in self._clients.keys() - there:
             # One that leaves loses its name first, and finishes what it has.
@@ -150,6 +165,7 @@ class TokenizerPool:
         metrics.sessions_connected.set(sum(client.connected for client in self._clients.values()))
         for name in self.models():
             self._first_seen.setdefault(name, int(time.time()))
+        self._resumption.rehouse()
 
 
 def fingerprint(model: types_pb2.ModelDescription) -> str:

@@ -1,14 +1,13 @@
 """The session with one tokenizer service, shared by all calls of this process."""
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
 
 import grpc
 import structlog
 
-from gateway import metrics
+from gateway.live_text import LiveText
 from quire import telemetry
-from quire.errors import Internal, NotReady, QuireError, from_rpc_error
+from quire.errors import Internal, QuireError, from_rpc_error
 from quire.rpc.channel import open_channel
 from quire.rpc.session import SessionClient
 from quire.v1 import tokenizer_pb2, tokenizer_pb2_grpc, types_pb2
@@ -17,36 +16,20 @@ log = structlog.get_logger()
 
 _MAX_HANDLE = 2**32
 _UNARY_TIMEOUT_S = 60.0
-_LOST = "the connection to the tokenizer service was lost; try again"
-
-
-class Receiver(Protocol):
-    """Where the deltas of one submitted request go."""
-
-    def push(self, delta: tokenizer_pb2.TextDelta) -> bool:
-        """Take in a delta; true when it was the request's last."""
-
-    def fail(self, error: QuireError) -> None:
-        """Nothing more will come."""
-
-
-class _Live(NamedTuple):
-    """A submitted request: who takes its deltas, and what a log line about it says."""
-
-    receiver: Receiver
-    request_id: str
-    traceparent: str
 
 
 class TokenizerClient:
     """Submits requests to one tokenizer service and hands their deltas to receivers.
 
-    `run` keeps the session up. When it is lost, each live request ends with one retryable error.
+    `run` keeps the session up. When it is lost, `on_loss` gets the requests that were live.
     """
 
-    def __init__(self, address: str, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, address: str, *, on_change: Callable[[], None], on_loss: Callable[[Sequence[LiveText]], None]
+    ) -> None:
         self.address = address
         self._on_change = on_change
+        self._on_loss = on_loss
         self._channel = open_channel(address)
         self._stub: tokenizer_pb2_grpc.TokenizerAsyncStub = tokenizer_pb2_grpc.TokenizerStub(self._channel)
         self._session: SessionClient[
@@ -57,7 +40,7 @@ class TokenizerClient:
             on_message=self._receive,
             on_disconnect=self._disconnected,
         )
-        self._live: dict[int, _Live] = {}
+        self._live: dict[int, LiveText] = {}
         self._last_handle = 0
         self.announcement = tokenizer_pb2.TokenizerAnnouncement()
 
@@ -83,26 +66,26 @@ class TokenizerClient:
         finally:
             await self._channel.close()
 
-    def submit(self, request: tokenizer_pb2.TextRequest, receiver: Receiver) -> int:
-        """Send `request`; returns its handle. Raises NotReady when the service is away."""
+    def submit(self, live: LiveText) -> None:
+        """Send a request, new or resumed. Raises NotReady when the service is away."""
         handle = self._last_handle = (self._last_handle + 1) % _MAX_HANDLE
-        submit = tokenizer_pb2.TokenizerSessionRequest.Submit(handle=handle, request=request)
+        submit = tokenizer_pb2.TokenizerSessionRequest.Submit(handle=handle, request=live.next_request())
         self._session.send(tokenizer_pb2.TokenizerSessionRequest(submit=submit))
-        self._live[handle] = _Live(receiver, request.request_id, request.trace.traceparent)
-        return handle
+        self._live[handle] = live
+        live.home, live.handle = self, handle
 
-    def cancel(self, handle: int) -> None:
-        """Stop a request; its receiver hears nothing more. Nothing happens if it has ended."""
-        if self._live.pop(handle, None) is None or not self._session.connected:
+    def cancel(self, live: LiveText) -> None:
+        """See `Home`."""
+        if self._live.pop(live.handle, None) is None or not self._session.connected:
             return
-        cancel = tokenizer_pb2.TokenizerSessionRequest.Cancel(handle=handle)
+        cancel = tokenizer_pb2.TokenizerSessionRequest.Cancel(handle=live.handle)
         self._session.send(tokenizer_pb2.TokenizerSessionRequest(cancel=cancel))
 
     def fail_all(self, error: QuireError) -> None:
         """End every live request with `error`."""
-        for handle, request in list(self._live.items()):
-            request.receiver.fail(error)
-            self.cancel(handle)
+        for live in list(self._live.values()):
+            live.cancel()
+            live.receiver.fail(error)
 
     async def tokenize(self, request: tokenizer_pb2.TokenizeRequest) -> tokenizer_pb2.TokenizeResponse:
         """Text or a chat to token ids. Raises QuireError."""
@@ -123,28 +106,29 @@ class TokenizerClient:
         if message.HasField("announcement"):
             self.announcement = message.announcement
             self._on_change()
-        live = self._live
+        requests = self._live
         for delta in message.deltas:
-            handle = delta.handle
-            request = live.get(handle)
-            if request is None:
+            live = requests.get(delta.handle)
+            if live is None:
                 continue  # cancelled while the delta was on its way
             try:
-                ended = request.receiver.push(delta)
+                live.note(delta)
+                ended = live.receiver.push(delta)
             except Exception as error:  # the request fails alone; the session serves the others
-                with telemetry.in_trace(types_pb2.TraceContext(traceparent=request.traceparent)):
+                request = live.request
+                with telemetry.in_trace(request.trace):
                     log.error("delta could not be taken in", request_id=request.request_id, exc_info=error)
-                request.receiver.fail(Internal("a delta could not be taken in"))
-                self.cancel(handle)
+                live.receiver.fail(Internal("a delta could not be taken in"))
+                live.cancel()
                 continue
             if ended:
-                live.pop(handle, None)
+                live.home = None
+                requests.pop(delta.handle, None)
 
     def _disconnected(self) -> None:
         self.announcement = tokenizer_pb2.TokenizerAnnouncement()
         live, self._live = self._live, {}
-        for request in live.values():
-            request.receiver.fail(NotReady(_LOST, retry_after_s=1.0))
-        if live:
-            metrics.requests_ended_early.labels("session_lost").inc(len(live))
         self._on_change()
+        if live:
+            log.warning("a tokenizer service is away", address=self.address, requests=len(live))
+            self._on_loss(list(live.values()))

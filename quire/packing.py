@@ -1,5 +1,7 @@
 """Integer and float arrays as packed little-endian bytes, as every message of the protocol carries them."""
 
+import sys
+from array import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +16,9 @@ _FLOAT32 = np.dtype("<f4")
 
 def pack_int32(values: Sequence[int] | NDArray[np.integer]) -> bytes:
     """Pack integers as int32. Raises OverflowError for a value that does not fit."""
+    if isinstance(values, list) and sys.byteorder == "little":
+        # The few of a delta: numpy would take ten times as long.
+        return array("i", values).tobytes()
     return np.asarray(values, dtype=_INT32).tobytes()
 
 

@@ -40,15 +40,21 @@ class Detokenizer:
         return []
 
     def push(self, token_ids: list[int]) -> str:
-        """The text that these tokens complete; empty while a character is incomplete."""
+        """The text that these tokens complete; empty while a character is incomplete.
+
+        The same text has come after the same tokens, however they were grouped.
+        """
+        return "".join([self._push_one(token) for token in token_ids])
+
+    def _push_one(self, token: int) -> str:
         try:
-            text = self._stream.step(self._tokenizer.rust, token_ids)
+            text = self._stream.step(self._tokenizer.rust, token)
         except Exception:  # the library's only exception type: its look-back met text that it cannot extend
-            return self._restart(token_ids)
+            return self._restart(token)
         if text is None:
-            self._pending += token_ids
+            self._pending.append(token)
             return ""
-        self._shown = (self._shown + self._pending + token_ids)[-_CONTEXT_TOKENS:]
+        self._shown = [*self._shown, *self._pending, token][-_CONTEXT_TOKENS:]
         self._pending = []
         return str(text)
 
@@ -60,8 +66,8 @@ class Detokenizer:
         self._pending = []
         return text
 
-    def _restart(self, token_ids: list[int]) -> str:
-        text = self._difference(self._pending + token_ids)
+    def _restart(self, token: int) -> str:
+        text = self._difference([*self._pending, token])
         self._pending, self._shown = [], []
         self._stream = DecodeStream(skip_special_tokens=self._skip)
         return text

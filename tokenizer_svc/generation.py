@@ -24,6 +24,8 @@ from tokenizer_svc.stop_strings import StopStrings
 from tokenizer_svc.text_tokenizer import TextTokenizer
 
 _MAX_N = 1024
+# To read fewer than these again takes a millisecond at most.
+_MANY_TOKENS = 128
 Result = TypeVar("Result")
 
 
@@ -92,8 +94,13 @@ class Generation:
             metrics.encode_seconds.observe(time.monotonic() - started)
             metrics.tokens_in.inc(len(prompt.token_ids))
             _trace_tokenize(span, started_ns, len(prompt.token_ids))
-            live = self._live_request(request, prompt, new_delta, span)
-            self._schedulers.submit(live)
+            num_resumed = sum(len(resumed.token_ids) // 4 for resumed in request.resumed)
+            live = await self.call(
+                num_resumed < _MANY_TOKENS, lambda: self._live_request(request, prompt, new_delta, span)
+            )
+            live.end_stopped()
+            if not live.is_over:
+                self._schedulers.submit(live)
         except QuireError as error:
             metrics.requests_refused.labels(types_pb2.ErrorCode.Name(error.code)).inc()
             span.set_attribute(telemetry.ERROR_TYPE, type(error).__name__)
@@ -118,7 +125,7 @@ class Generation:
         trace = telemetry.trace_context(span) if telemetry.enabled() else request.trace
         token_request = scheduler_pb2.TokenRequest(
             request_id=request.request_id,
-            ledger_id=os.urandom(16).hex(),
+            ledger_id=request.ledger_id or os.urandom(16).hex(),
             prompt_token_ids=pack_int32(prompt.token_ids),
             sampling=sampling,
             n=request.n,
@@ -133,7 +140,7 @@ class Generation:
         if request.HasField("timeout_s"):
             token_request.timeout_s = request.timeout_s
         sequences = [self._sequence(index, request, prompt) for index in range(max(1, request.n))]
-        return LiveRequest(
+        live = LiveRequest(
             token_request,
             sequences,
             self.tokenizer,
@@ -142,6 +149,9 @@ class Generation:
             include_stop=request.include_stop_str_in_output,
             span=span,
         )
+        for resumed in request.resumed:
+            live.resume(resumed)
+        return live
 
     def _sequence(self, index: int, request: tokenizer_pb2.TextRequest, prompt: Prompt) -> SequenceText:
         tokenizer = self.tokenizer
@@ -167,6 +177,7 @@ class Generation:
             parser=parser,
             opening=opening,
             return_token_ids=request.return_token_ids,
+            can_resume=request.stream,
         )
 
 

@@ -47,6 +47,20 @@ class LiveRequest:
         self._own_stop_ids = frozenset(unpack_int32(token_request.sampling.stop_token_ids).tolist())
         self._first_token_ns = 0
 
+    @property
+    def has_tokens(self) -> bool:
+        """Whether there is output already."""
+        return any(text.token_ids for text in self.sequences)
+
+    def resume(self, resumed: tokenizer_pb2.ResumedText) -> None:
+        """Take in what another tokenizer service has sent of a sequence; nothing of it is sent again."""
+        text = self.sequences[resumed.sequence]
+        if resumed.token_ids:
+            for token in unpack_int32(resumed.token_ids).tolist():
+                text.push([token], [])
+            text.take(tokenizer_pb2.TextDelta(), self._num_prompt_tokens)
+        text.has_ended = resumed.has_ended
+
     def push(self, sequence: int, token_ids: list[int], logprobs: types_pb2.Logprobs | None) -> bool:
         """New tokens of a sequence that goes on; true if they completed a stop string."""
         text = self.sequences[sequence]

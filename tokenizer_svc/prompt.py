@@ -41,6 +41,21 @@ def check_options(request: tokenizer_pb2.TextRequest) -> None:
         )
 
 
+def check_resumed(request: tokenizer_pb2.TextRequest, vocab_size: int) -> None:
+    """Raise InvalidRequest for output so far that cannot be the request's."""
+    known: set[int] = set()
+    for resumed in request.resumed:
+        if resumed.sequence >= max(1, request.n) or resumed.sequence in known:
+            raise InvalidRequest(
+                f"resumed sequence {resumed.sequence} is not one of the request's, or named twice",
+                param="resumed",
+            )
+        known.add(resumed.sequence)
+        _token_ids(resumed.token_ids, vocab_size, "resumed")
+    if len(known) == max(1, request.n) and all(resumed.has_ended for resumed in request.resumed):
+        raise InvalidRequest("every sequence that is resumed has ended", param="resumed")
+
+
 def prepare(
     tokenizer: TextTokenizer,
     request: tokenizer_pb2.TextRequest,
@@ -62,20 +77,21 @@ def prepare(
         add_special = request.add_special_tokens if request.HasField("add_special_tokens") else True
         prompt = Prompt(tokenizer.encode(request.text, add_special_tokens=add_special), request.text, [])
     elif kind == "token_ids":
-        prompt = Prompt(_token_ids(request.token_ids, vocab_size), None, [])
+        prompt = Prompt(_token_ids(request.token_ids, vocab_size, "prompt"), None, [])
     else:
         raise InvalidRequest("the request has no prompt", param="prompt")
     _check_length(len(prompt.token_ids), max_model_len)
+    check_resumed(request, vocab_size)
     return prompt
 
 
-def _token_ids(data: bytes, vocab_size: int) -> list[int]:
+def _token_ids(data: bytes, vocab_size: int, param: str) -> list[int]:
     try:
         ids = unpack_int32(data)
     except ValueError:
-        raise InvalidRequest("the bytes of token_ids are not int32", param="prompt") from None
+        raise InvalidRequest("the bytes of token_ids are not int32", param=param) from None
     if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= vocab_size):
-        raise InvalidRequest(f"token ids must be from 0 to {vocab_size - 1}", param="prompt")
+        raise InvalidRequest(f"token ids must be from 0 to {vocab_size - 1}", param=param)
     values: list[int] = ids.tolist()
     return values
 

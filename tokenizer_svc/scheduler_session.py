@@ -232,5 +232,5 @@ def _is_passing(error: types_pb2.Error, live: LiveRequest) -> bool:
     """Whether another scheduler may go on with the request, or the same one later."""
     if error.code == types_pb2.ERROR_CODE_RESOURCE_EXHAUSTED:
         # It was let in once, and its stream has begun.
-        return any(text.token_ids for text in live.sequences)
+        return live.has_tokens
     return error.code == types_pb2.ERROR_CODE_UNAVAILABLE

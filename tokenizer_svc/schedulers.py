@@ -100,10 +100,10 @@ class Schedulers:
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     def submit(self, live: LiveRequest) -> None:
-        """Send a new request, or keep it for a moment. Raises NotReady when no scheduler would take it."""
+        """Send a request, new here, or keep it for a moment. Raises NotReady when no scheduler would take it."""
         session = self._best()
         if session is not None:
-            session.submit(live, live.token_request)
+            session.submit(live, live.resumed_request() if live.has_tokens else live.token_request)
         elif self.takes_requests:
             self._make_homeless(live)
         else:

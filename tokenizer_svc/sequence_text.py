@@ -10,7 +10,10 @@ from tokenizer_svc.stop_strings import StopStrings
 
 
 class SequenceText:
-    """Collects what is new since the last delta. `has_ended`: its last delta has been taken."""
+    """Collects what is new since the last delta. `has_ended`: its last delta has been taken.
+
+    With `return_token_ids` tokens are news by themselves; with `can_resume` they only go along with their text.
+    """
 
     def __init__(
         self,
@@ -21,6 +24,7 @@ class SequenceText:
         parser: AnswerParser | None,
         opening: str,
         return_token_ids: bool,
+        can_resume: bool,
     ) -> None:
         self.index = index
         self.token_ids: list[int] = []
@@ -31,6 +35,7 @@ class SequenceText:
         self._stops = stops
         self._parser = parser
         self._return_token_ids = return_token_ids
+        self._tells_token_ids = return_token_ids or can_resume
         self._new = ParsedText(content=opening)
         self._num_new_tokens = 0
         self._new_logprobs: list[tokenizer_pb2.TokenLogprob] = []
@@ -89,7 +94,7 @@ class SequenceText:
         if self._new_logprobs:
             delta.logprobs.extend(self._new_logprobs)
             self._new_logprobs = []
-        if self._return_token_ids and self._num_new_tokens:
+        if self._tells_token_ids and self._num_new_tokens:
             delta.token_ids = pack_int32(self.token_ids[-self._num_new_tokens :])
         if not self._told_prompt:
             delta.prompt_tokens = num_prompt_tokens

@@ -150,8 +150,13 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
         self._sessions.add(session)
         self._num_calls += 1
         try:
+            if not request.resumed:
+                # Nobody's word is needed for what is new here.
+                request.ledger_id = ""
             live = await self._generation.submit(request, session.new_delta(0))
             session.adopt(0, live)
+            if live.is_over:
+                session.flush()
             num_open = len(live.sequences)
             async for message in session.outbox:
                 for delta in message.deltas:

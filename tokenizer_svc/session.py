@@ -98,7 +98,11 @@ class GatewaySession:
     async def _start(self, handle: int, request: tokenizer_pb2.TextRequest) -> None:
         with telemetry.in_trace(request.trace):
             try:
-                self.adopt(handle, await self._generation.submit(request, self.new_delta(handle)))
+                live = await self._generation.submit(request, self.new_delta(handle))
+                self.adopt(handle, live)
+                if live.is_over:
+                    # One that is resumed, and had come to its stop string.
+                    self.flush()
             except QuireError as error:
                 self._refuse(handle, error)
             except Exception as error:  # a fault of ours costs this request, not the session

@@ -86,6 +86,8 @@ class TextRequest(_message.Message):
     ECHO_FIELD_NUMBER: _builtins.int
     TENANT_POLICY_FIELD_NUMBER: _builtins.int
     PUBLIC_PREFIX_TOKENS_FIELD_NUMBER: _builtins.int
+    RESUMED_FIELD_NUMBER: _builtins.int
+    LEDGER_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique for all time."""
     text: _builtins.str
@@ -118,6 +120,8 @@ class TextRequest(_message.Message):
     """The first delta of each sequence begins with the prompt's text."""
     public_prefix_tokens: _builtins.int
     """Leading prompt tokens that are no secret: the prefix cache may share them with other tenants that say so too."""
+    ledger_id: _builtins.str
+    """As in TokenRequest; in a call of `Generate` only for a request that resumes another."""
     @_builtins.property
     def chat(self) -> Global___ChatPrompt:
         """A chat."""
@@ -137,6 +141,10 @@ class TextRequest(_message.Message):
     @_builtins.property
     def tenant_policy(self) -> _types_pb2.TenantPolicy:
         """What the tenant is entitled to."""
+
+    @_builtins.property
+    def resumed(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResumedText]:
+        """What came of the request before the tokenizer service that had it was lost: it goes on from there."""
 
     def __init__(
         self,
@@ -162,10 +170,12 @@ class TextRequest(_message.Message):
         echo: _builtins.bool = ...,
         tenant_policy: _types_pb2.TenantPolicy | None = ...,
         public_prefix_tokens: _builtins.int = ...,
+        resumed: _abc.Iterable[Global___ResumedText] | None = ...,
+        ledger_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_skip_special_tokens", b"_skip_special_tokens", "_timeout_s", b"_timeout_s", "add_special_tokens", b"add_special_tokens", "chat", b"chat", "prompt", b"prompt", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "tenant_policy", b"tenant_policy", "text", b"text", "timeout_s", b"timeout_s", "token_ids", b"token_ids", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_skip_special_tokens", b"_skip_special_tokens", "_timeout_s", b"_timeout_s", "add_special_tokens", b"add_special_tokens", "cache_salt", b"cache_salt", "chat", b"chat", "echo", b"echo", "include_stop_str_in_output", b"include_stop_str_in_output", "n", b"n", "parse_response", b"parse_response", "priority", b"priority", "prompt", b"prompt", "public_prefix_tokens", b"public_prefix_tokens", "request_id", b"request_id", "return_token_ids", b"return_token_ids", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "stream", b"stream", "tenant", b"tenant", "tenant_policy", b"tenant_policy", "text", b"text", "timeout_s", b"timeout_s", "token_ids", b"token_ids", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_skip_special_tokens", b"_skip_special_tokens", "_timeout_s", b"_timeout_s", "add_special_tokens", b"add_special_tokens", "cache_salt", b"cache_salt", "chat", b"chat", "echo", b"echo", "include_stop_str_in_output", b"include_stop_str_in_output", "ledger_id", b"ledger_id", "n", b"n", "parse_response", b"parse_response", "priority", b"priority", "prompt", b"prompt", "public_prefix_tokens", b"public_prefix_tokens", "request_id", b"request_id", "resumed", b"resumed", "return_token_ids", b"return_token_ids", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "stream", b"stream", "tenant", b"tenant", "tenant_policy", b"tenant_policy", "text", b"text", "timeout_s", b"timeout_s", "token_ids", b"token_ids", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_special_tokens: _TypeAlias = _typing.Literal["add_special_tokens"]  # noqa: Y015
     _WhichOneofArgType__add_special_tokens: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens"]  # noqa: Y015
@@ -185,6 +195,36 @@ class TextRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
 
 Global___TextRequest: _TypeAlias = TextRequest  # noqa: Y015
+
+@_typing.final
+class ResumedText(_message.Message):
+    """What a caller has of one sequence."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    HAS_ENDED_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """Which of the request's n sequences."""
+    token_ids: _builtins.bytes
+    """int32[num_tokens]: the `token_ids` of the deltas that came. Nothing of them is sent again."""
+    has_ended: _builtins.bool
+    """The last delta has come."""
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        token_ids: _builtins.bytes = ...,
+        has_ended: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_ended", b"has_ended", "sequence", b"sequence", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumedText: _TypeAlias = ResumedText  # noqa: Y015
 
 @_typing.final
 class TokenizerSessionRequest(_message.Message):
@@ -357,7 +397,7 @@ class TextDelta(_message.Message):
     num_tokens: _builtins.int
     """Tokens since the last delta of this sequence, held-back text included."""
     token_ids: _builtins.bytes
-    """int32[num_tokens], if asked for."""
+    """int32[num_tokens], if asked for, and in a stream, which whoever has them can resume."""
     finish_reason: _types_pb2.FinishReason.ValueType
     """Set in the sequence's last delta."""
     stop_string: _builtins.str

@@ -22,7 +22,6 @@ class Allowed(Enum):
     """What streams may suffer by design."""
 
     NOTHING = "nothing"
-    CLEAR_ERRORS = "one error that says to try again, for those that the lost process had"
     BROKEN_CONNECTIONS = "a broken connection, for those that the lost gateway or front had"
 
 
@@ -147,7 +146,7 @@ FAULTS = (
     Fault("one of two schedulers killed", killed("scheduler_svc")),
     Fault("schedulers restarted one by one", restarted("scheduler_svc")),
     Fault("schedulers scaled 2 → 1", scaled("scheduler_svc", 1)),
-    Fault("tokenizer service killed", killed("tokenizer_svc"), Allowed.CLEAR_ERRORS),
+    Fault("tokenizer service killed", killed("tokenizer_svc")),
     Fault("tokenizer services restarted one by one", restarted("tokenizer_svc")),
     Fault("Redis stopped for 10 s", redis_away),
     Fault("Redis paused for 10 s", paused("redis", REDIS_AWAY_S)),

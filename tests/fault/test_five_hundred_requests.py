@@ -1,4 +1,4 @@
-"""Five hundred mixed requests while a worker is killed, a scheduler goes, and Redis goes and comes back."""
+"""Five hundred mixed requests while a worker, a scheduler, Redis and a tokenizer service go, one after the other."""
 
 import asyncio
 import signal
@@ -92,6 +92,8 @@ async def disturb(fleet: Fleet, redis_server: RedisServer, progress: Progress, h
     await at(170, lambda: fleet.start_scheduler("scheduler-a", "--grace-s", "0.5", "--max-decode-steps", "2"))
     await at(280, redis_server.stop)
     await at(340, redis_server.start)
+    await at(420, lambda: fleet.end("tokenizer-0", signal.SIGKILL))
+    await at(430, lambda: fleet.start_tokenizer("tokenizer-0"))
 
 
 async def until_at_rest(fleet: Fleet, workers: set[str]) -> int:

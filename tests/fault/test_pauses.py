@@ -58,23 +58,16 @@ async def until_nothing_runs(server: Server) -> None:
 
 
 @pytest.mark.parametrize("service", ["gateway", "tokenizer_svc", "scheduler_svc"])
-async def test_a_short_pause_costs_time_alone_and_a_long_one_no_more_than_one_clear_error_each(
-    tmp_path: Path, service: str
-) -> None:
+async def test_a_pause_costs_time_alone(tmp_path: Path, service: str) -> None:
     with running_server(checkpoint(), tmp_path) as server:
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=API_KEY, max_retries=0) as client:
             undisturbed = await asyncio.gather(
                 *(long_stream(client, number) for number in range(NUM_STREAMS))
             )
             process = processes_of(tmp_path)[service]
-            assert await outcomes_around(client, process, SHORT_S) == undisturbed
-            found = await outcomes_around(client, process, LONG_S)
-            if service == "scheduler_svc":
-                assert found == undisturbed
-            else:
-                # Its peers have given it up, and what they gave up ends with one word.
-                clear = "error: the connection to the tokenizer service was lost; try again"
-                assert all(each in (right, clear) for each, right in zip(found, undisturbed, strict=True))
+            # Its peers do not notice, or give it up: what they gave up goes on where it was.
+            for pause_s in (SHORT_S, LONG_S):
+                assert await outcomes_around(client, process, pause_s) == undisturbed
             await until_nothing_runs(server)
             patient = client.with_options(max_retries=20)
             assert await long_stream(patient, 0) == undisturbed[0]

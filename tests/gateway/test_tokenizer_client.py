@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from gateway.live_text import LiveText
 from gateway.tokenizer_client import TokenizerClient
 from quire.errors import Internal, QuireError
 from quire.v1 import tokenizer_pb2, types_pb2
@@ -36,7 +37,7 @@ class Collector:
 @pytest.fixture
 async def client(tokenizer: FakeTokenizer) -> AsyncIterator[TokenizerClient]:
     """Connected, to a service that is ready."""
-    found = TokenizerClient(tokenizer.address, lambda: None)
+    found = TokenizerClient(tokenizer.address, on_change=lambda: None, on_loss=lambda _: None)
     session = asyncio.create_task(found.run())
     await until(lambda: found.ready)
     yield found
@@ -44,10 +45,10 @@ async def client(tokenizer: FakeTokenizer) -> AsyncIterator[TokenizerClient]:
     await asyncio.gather(session, return_exceptions=True)
 
 
-def request(name: str) -> tokenizer_pb2.TextRequest:
-    return tokenizer_pb2.TextRequest(
-        request_id=name, text="Hi", n=1, stream=True, trace=types_pb2.TraceContext(traceparent=TRACEPARENT)
-    )
+def live(name: str, receiver: Collector) -> LiveText:
+    trace = types_pb2.TraceContext(traceparent=TRACEPARENT)
+    request = tokenizer_pb2.TextRequest(request_id=name, text="Hi", n=1, stream=True, trace=trace)
+    return LiveText(request, receiver, types_pb2.ModelDescription())
 
 
 async def test_a_request_whose_deltas_cannot_be_taken_in_fails_alone_and_the_log_names_it(
@@ -55,8 +56,8 @@ async def test_a_request_whose_deltas_cannot_be_taken_in_fails_alone_and_the_log
 ) -> None:
     broken, sound = Collector(broken=True), Collector()
     with traced_logs() as logs:
-        client.submit(request("broken"), broken)
-        client.submit(request("sound"), sound)
+        client.submit(live("broken", broken))
+        client.submit(live("sound", sound))
         await until(lambda: not client.num_live)
     assert [type(error) for error in broken.errors] == [Internal]
     assert (sound.text, sound.errors) == ("Hello there!", [])

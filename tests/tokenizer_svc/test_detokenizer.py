@@ -64,6 +64,23 @@ def test_any_tokens_give_what_a_full_decode_gives(byte_level: TextTokenizer) -> 
     holds()
 
 
+def test_the_same_text_has_come_after_the_same_tokens_however_they_were_grouped(
+    byte_level: TextTokenizer,
+) -> None:
+    @settings(max_examples=200, deadline=None)
+    @given(
+        output=st.lists(st.integers(0, byte_level.vocab_size - 1), max_size=25),
+        cuts=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    )
+    def holds(output: list[int], cuts: list[int]) -> None:
+        grouped = Detokenizer(byte_level, [], skip_special_tokens=True)
+        single = Detokenizer(byte_level, [], skip_special_tokens=True)
+        for part in split(output, cuts):
+            assert grouped.push(part) == "".join(single.push([token]) for token in part)
+
+    holds()
+
+
 def test_no_part_ends_inside_a_character(byte_level: TextTokenizer) -> None:
     output = byte_level.encode("a 👩‍👩‍👧 é 日本 z", add_special_tokens=False)
     parts = streamed(byte_level, [], [[token] for token in output])

@@ -42,6 +42,28 @@ def test_any_split_gives_the_same(byte_level: TextTokenizer) -> None:
     holds()
 
 
+def test_the_same_has_come_after_the_same_text_however_it_was_split(byte_level: TextTokenizer) -> None:
+    """So that another parser can go on from there."""
+    template = response_template(byte_level)
+    assert template is not None
+    answer = f"<think>It is \n about\n\nweather.</think> \n\n Let me  \nlook.\n {CALL} \n{CALL}\n so.  "
+
+    def shown(parts: list[str]) -> tuple[str, str, int]:
+        parser = AnswerParser(template, PROMPT, [])
+        pieces = [parser.push(part) for part in parts]
+        text = ["".join(p.content for p in pieces), "".join(p.reasoning for p in pieces)]
+        return text[0], text[1], sum(len(p.tool_calls) for p in pieces)
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.lists(st.integers(0, len(answer)), min_size=1, max_size=12))
+    def holds(cuts: list[int]) -> None:
+        bounds = [0, *sorted(cuts)]
+        parts = [answer[start:end] for start, end in pairwise(bounds)]
+        assert shown(parts) == shown(list(answer[: bounds[-1]]))
+
+    holds()
+
+
 def test_plain_text_is_content_and_comes_at_once(byte_level: TextTokenizer) -> None:
     template = response_template(byte_level)
     assert template is not None
