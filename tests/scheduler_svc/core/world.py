@@ -199,8 +199,12 @@ class World:
                 self.answer(name)
             self.receive()
             self.rehouse()
-            if all(asked.is_over for asked in self.asked.values()) and not self._is_busy():
+            living = [asked for asked in self.asked.values() if not asked.is_over]
+            if not living and not self._is_busy():
                 break
+            if living and not any(asked.home for asked in living):
+                # Who was refused, since there is too little time left for it, asks again until there is none.
+                self.now += 1.0
         assert all(asked.is_over for asked in self.asked.values()), "a request never ended"
         self.check()
         for worker in self.workers.values():
