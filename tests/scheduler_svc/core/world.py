@@ -128,14 +128,18 @@ class World:
     # -- leases
 
     def hand_over(self, name: str, to: str) -> None:
-        """A scheduler is to give a worker to another, when its sequences have moved."""
-        holder = self.shells[self.lessees[name]]
-        if holder.name == to:
+        """A scheduler is to give a worker to another, when its sequences have moved; or keeps it, if that is itself."""
+        holder, taker = self.shells[self.lessees[name]], self.shells[to]
+        if holder is taker:
             return
         self.lessees[name] = to
         if name in holder.streams:
             holder.leaving.add(name)
             holder.scheduler.drain(name, self.now)
+        if name in taker.leaving:
+            taker.leaving.discard(name)
+            if not self.workers[name].is_draining:
+                taker.scheduler.keep(name)
 
     def take_over(self, name: str, to: str) -> None:
         """A lease expires unnoticed, and another scheduler takes the worker."""
