@@ -181,10 +181,10 @@ async def test_every_stream_is_right_whatever_dies(
 
 async def compare_ledgers(fleet: Fleet, computed: int, num_sequences: int, how: signal.Signals) -> None:
     """What tenants were charged, beside what workers told schedulers and what those that live say themselves."""
-    client = open_redis(fleet.redis_url)
-    charged, num_charged = await settled(fleet, client)
-    told = await ledger(client, "quire:computed:*")
-    await client.aclose()
+    # Closed even if it fails: else a later test is charged with the connection.
+    async with open_redis(fleet.redis_url) as client:
+        charged, num_charged = await settled(fleet, client)
+        told = await ledger(client, "quire:computed:*")
     told_by_dead = told.pop("worker-1")
     print(
         f"charged {charged['computed_tokens']} tokens computed, of them {told_by_dead} by the killed worker"

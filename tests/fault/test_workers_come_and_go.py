@@ -108,15 +108,13 @@ async def test_streams_move_from_a_scheduler_that_has_lost_its_only_worker(
 
 async def until_charged_as_computed(redis_server: RedisServer, num_requests: int) -> None:
     """Return once the tenants' account is what workers told schedulers; a request that moved is one."""
-    client = open_redis(redis_server.url)
-    async with asyncio.timeout(30):
+    async with open_redis(redis_server.url) as client, asyncio.timeout(30):
         while True:
             charged = await ledger(client, "quire:usage:*")
             told = sum((await ledger(client, "quire:computed:*")).values())
             if (charged["requests"], charged["computed_tokens"]) == (num_requests, told):
                 break
             await asyncio.sleep(0.05)
-    await client.aclose()
     assert charged["completion_tokens"] == 400 * num_requests
     assert charged["errors"] == 0
 

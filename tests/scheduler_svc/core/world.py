@@ -128,14 +128,18 @@ class World:
     # -- leases
 
     def hand_over(self, name: str, to: str) -> None:
-        """A scheduler is to give a worker to another, when its sequences have moved."""
-        holder = self.shells[self.lessees[name]]
-        if holder.name == to:
+        """A scheduler is to give a worker to another, when its sequences have moved; or keeps it, if that is itself."""
+        holder, taker = self.shells[self.lessees[name]], self.shells[to]
+        if holder is taker:
             return
         self.lessees[name] = to
         if name in holder.streams:
             holder.leaving.add(name)
             holder.scheduler.drain(name, self.now)
+        if name in taker.leaving:
+            taker.leaving.discard(name)
+            if not self.workers[name].is_draining:
+                taker.scheduler.keep(name)
 
     def take_over(self, name: str, to: str) -> None:
         """A lease expires unnoticed, and another scheduler takes the worker."""
@@ -199,8 +203,12 @@ class World:
                 self.answer(name)
             self.receive()
             self.rehouse()
-            if all(asked.is_over for asked in self.asked.values()) and not self._is_busy():
+            living = [asked for asked in self.asked.values() if not asked.is_over]
+            if not living and not self._is_busy():
                 break
+            if living and not any(asked.home for asked in living):
+                # Who was refused, since there is too little time left for it, asks again until there is none.
+                self.now += 1.0
         assert all(asked.is_over for asked in self.asked.values()), "a request never ended"
         self.check()
         for worker in self.workers.values():
