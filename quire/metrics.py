@@ -4,6 +4,9 @@ prometheus_client rather than OpenTelemetry, because names such as `vllm:num_req
 dashboards and autoscalers read, are refused by OpenTelemetry's instruments.
 """
 
+from collections.abc import Iterable
+from wsgiref.types import StartResponse, WSGIEnvironment
+
 from prometheus_client import CollectorRegistry, start_http_server
 
 REGISTRY = CollectorRegistry()
@@ -27,4 +30,12 @@ STEP_BUCKETS = (
 def serve_metrics(listen: str) -> None:
     """Serve the registry at http://host:port/metrics, from a thread. Raises OSError if the port is taken."""
     host, _, port = listen.rpartition(":")
-    start_http_server(int(port), addr=host or "127.0.0.1", registry=REGISTRY)
+    server, _ = start_http_server(int(port), addr=host or "127.0.0.1", registry=REGISTRY)
+    negotiate = server.get_app()
+
+    def as_text(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        # In OpenMetrics, for which Prometheus 2 asks, `vllm:` becomes `vllm_` (prometheus/client_python#1177).
+        environ.pop("HTTP_ACCEPT", None)
+        return negotiate(environ, start_response) if negotiate else ()
+
+    server.set_app(as_text)

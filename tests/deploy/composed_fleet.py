@@ -28,7 +28,9 @@ class ComposedFleet:
         self.first_key = ""
         """What the first start minted, once somebody has looked: containers made anew have other logs."""
         self._environment = {**os.environ, **variables, "PORT": str(self.port)}
-        self._compose = ["docker-compose"] if shutil.which("docker-compose") else ["docker", "compose"]
+        # Where both are installed, COMPOSE="docker compose" chooses version 2.
+        found = "docker-compose" if shutil.which("docker-compose") else "docker compose"
+        self._compose = os.environ.get("COMPOSE", found).split()
         self._scale: dict[str, int] = {}
         source = f"file://{REPOSITORY}"
         _run(["git", "clone", "--quiet", "--depth", "1", source, str(self.checkout)], cwd=folder)
@@ -83,6 +85,11 @@ class ComposedFleet:
         flags = [flag for item in filters for flag in ("--filter", f"label={item}")]
         names = (await docker("ps", "--format", "{{.Names}}", *flags)).split()
         return sorted(names, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
+
+    async def gateway_address(self) -> str:
+        """Where containers of the inner network reach this machine."""
+        network = json.loads(await docker("network", "inspect", f"{self.project}_inner"))[0]
+        return str(network["IPAM"]["Config"][0]["Gateway"])
 
     async def inspect(self, container: str) -> dict[str, Any]:
         """What Docker knows of a container."""

@@ -1,13 +1,12 @@
 """One request to the composed fleet is one trace over all services; a key comes from a file."""
 
-import json
 import os
 from pathlib import Path
 
 import openai
 import pytest
 
-from tests.deploy.composed_fleet import ComposedFleet, docker
+from tests.deploy.composed_fleet import ComposedFleet
 from tests.support.otlp_receiver import otlp_receiver
 from tests.support.until import until
 
@@ -21,15 +20,13 @@ SERVICES = {"quire-gateway", "quire-tokenizer_svc", "quire-scheduler_svc", "quir
 async def test_one_request_is_one_trace_and_the_key_is_the_secret_s(
     fleet: ComposedFleet, tmp_path: Path
 ) -> None:
-    network = json.loads(await docker("network", "inspect", f"{fleet.project}_inner"))[0]
-    host = network["IPAM"]["Config"][0]["Gateway"]
     secret = tmp_path / "key"
     secret.write_text(KEY + "\n")
     # Whoever the container's user is must be able to read it, and the folders above.
     secret.chmod(0o644)
     for folder in (tmp_path, *list(tmp_path.parents)[:2]):
         os.chmod(folder, 0o755)
-    async with otlp_receiver(host) as receiver:
+    async with otlp_receiver(await fleet.gateway_address()) as receiver:
         await fleet.change(OTLP_ENDPOINT=receiver.endpoint, QUIRE_API_KEY_FILE=str(secret))
         await fleet.ready()
         async with openai.AsyncOpenAI(base_url=f"{fleet.url}/v1", api_key=KEY) as client:

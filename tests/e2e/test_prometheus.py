@@ -14,7 +14,7 @@ import openai
 import pytest
 import yaml
 
-from tests.support.dashboard import dashboard_queries
+from tests.support.dashboard import OF_FAULTS, dashboard_queries
 from tests.support.server import API_KEY, REPOSITORY, Server, free_port, is_ready
 
 pytestmark = [
@@ -24,8 +24,6 @@ pytestmark = [
 ]
 
 OBSERVABILITY = REPOSITORY / "deploy" / "observability"
-# Series that there are only once something has gone wrong.
-OF_FAULTS = {"HTTP errors by status", "Refused"}
 
 
 @pytest.fixture

@@ -10,6 +10,9 @@ DASHBOARD: dict[str, Any] = json.loads(
     (REPOSITORY / "deploy" / "observability" / "grafana" / "quire.json").read_text()
 )
 
+# Panels whose series there are only once something has gone wrong.
+OF_FAULTS = {"HTTP errors by status", "Refused"}
+
 
 def dashboard_queries(rate_interval: str = "1m") -> Iterator[tuple[str, str]]:
     """Title of the panel, and PromQL as Prometheus gets it, for every model."""

@@ -64,12 +64,12 @@ def _value(value) -> object:
 
 
 @asynccontextmanager
-async def otlp_receiver(host: str = "127.0.0.1") -> AsyncIterator[OtlpReceiver]:
-    """Listen on a free port of this host for the length of the block."""
+async def otlp_receiver(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[OtlpReceiver]:
+    """Listen on this host for the length of the block, without a port on a free one."""
     receiver = OtlpReceiver()
     server = grpc.aio.server()
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, server)
-    port = server.add_insecure_port(f"{host}:0")
+    port = server.add_insecure_port(f"{host}:{port}")
     receiver.endpoint = f"http://{host}:{port}"
     await server.start()
     try:
