@@ -89,6 +89,14 @@ class Clients:
         self._shells = shells
         self.asked: dict[int, Asked] = {}
 
+    @property
+    def num_told(self) -> int:
+        """Tokens, ends, and requests given up: grows with everything that comes of what was asked for."""
+        return sum(
+            sum(map(len, asked.tokens.values())) + len(asked.ends) + asked.cancelled
+            for asked in self.asked.values()
+        )
+
     def ask(self, key: int, home: str, asked: Asked, now: float) -> bool:
         """Submit a request; false if it was refused."""
         if not self._submit(asked, asked.request, home, now):

@@ -1,5 +1,7 @@
 """What the world of the histories owes the core: whatever came before, it can come to rest."""
 
+import pytest
+
 from tests.scheduler_svc.core.world import World
 
 
@@ -32,3 +34,12 @@ def test_a_scheduler_that_is_given_a_worker_which_it_has_not_left_yet_keeps_it()
     world.ask(2, [2, 2, 6], max_tokens=20)
     world.settle()
     assert world.asked[2].num_homes == 1
+
+
+def test_what_takes_long_is_not_taken_for_what_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.scheduler_svc.core.world._PATIENCE", 10)
+    world = World(max_rows=1, max_decode_steps=1, pipeline_depth=1)
+    for key in range(1, 11):
+        world.ask(key, [key % 7, 6], max_tokens=25)
+    world.settle()
+    assert sum(len(tokens) for asked in world.asked.values() for tokens in asked.tokens.values()) > 100

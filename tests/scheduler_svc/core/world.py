@@ -4,6 +4,8 @@ Each worker is leased to one scheduler at a time, which may not know yet that it
 takes a worker over believes of its blocks goes through the service's own `adoption`, with an index as bad as can be.
 """
 
+from itertools import count
+
 from quire.errors import QuireError
 from scheduler_svc.core.limits import Limits
 from scheduler_svc.core.replica import Replica
@@ -14,6 +16,9 @@ from tests.scheduler_svc.core.clients import Asked, Clients, new_request
 from tests.scheduler_svc.core.fake_index import FakeIndex, RedisState
 from tests.scheduler_svc.core.fake_worker import FakeWorker, description
 from tests.scheduler_svc.core.shell import Shell
+
+# Turns without a token or an end, while everybody has a worker, after which none will come.
+_PATIENCE = 300
 
 
 class World:
@@ -197,7 +202,8 @@ class World:
         """Let everything run to its end, and check that nothing is left behind and the ledgers add up."""
         self.index.state = RedisState.WELL
         self._give_everybody_a_worker()
-        for _ in range(3000):
+        told, last_news = 0, 0
+        for turn in count():
             for name in self.workers:
                 self.feed(name)
                 self.answer(name)
@@ -209,6 +215,10 @@ class World:
             if living and not any(asked.home for asked in living):
                 # Who was refused, since there is too little time left for it, asks again until there is none.
                 self.now += 1.0
+            if self.clients.num_told != told:
+                told, last_news = self.clients.num_told, turn
+            elif turn - last_news > _PATIENCE:
+                break
         assert all(asked.is_over for asked in self.asked.values()), "a request never ended"
         self.check()
         for worker in self.workers.values():
