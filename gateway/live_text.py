@@ -88,10 +88,10 @@ class LiveText:
 
     @property
     def left_s(self) -> float:
-        """Seconds until its deadline; inf: it has none. One that has passed is for the scheduler to say."""
+        """Seconds until its deadline; inf: it has none."""
         if not self.request.HasField("timeout_s"):
             return inf
-        return max(self.request.timeout_s - (time.monotonic() - self._started_s), _LEAST_TIMEOUT_S)
+        return self.request.timeout_s - (time.monotonic() - self._started_s)
 
     def next_request(self) -> tokenizer_pb2.TextRequest:
         """As it is submitted now: whole at first, later with what has come, and the time that is left."""
@@ -100,7 +100,7 @@ class LiveText:
         request = tokenizer_pb2.TextRequest()
         request.CopyFrom(self.request)
         if request.HasField("timeout_s"):
-            request.timeout_s = self.left_s
+            request.timeout_s = max(self.left_s, _LEAST_TIMEOUT_S)
         for sequence, received in self._received.items():
             request.resumed.add(
                 sequence=sequence, token_ids=bytes(received.token_ids), has_ended=received.has_ended

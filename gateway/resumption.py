@@ -8,7 +8,7 @@ import structlog
 from gateway import metrics
 from gateway.live_text import LiveText
 from gateway.tokenizer_client import TokenizerClient
-from quire.errors import NotReady, QuireError
+from quire.errors import DeadlineExceeded, NotReady, QuireError
 from quire.v1 import types_pb2
 
 log = structlog.get_logger()
@@ -75,4 +75,9 @@ class Resumption:
 def _fail(live: LiveText) -> None:
     live.home = None
     metrics.requests_ended_early.labels("session_lost").inc()
-    live.receiver.fail(NotReady(_LOST, retry_after_s=1.0))
+    error: QuireError = NotReady(_LOST, retry_after_s=1.0)
+    if live.left_s <= 0:
+        error = DeadlineExceeded(
+            "the request's deadline passed while its tokenizer service was lost", param="timeout"
+        )
+    live.receiver.fail(error)

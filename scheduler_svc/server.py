@@ -299,8 +299,8 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
 
     def _count_refusal(self, request: scheduler_pb2.TokenRequest, error: QuireError) -> None:
         metrics.count_rejection(types_pb2.ErrorCode.Name(error.code))
-        if isinstance(error, NotReady):
-            # It says nothing of the request, which goes on at another scheduler if there is one.
+        if isinstance(error, NotReady) or request.resumed:
+            # It says nothing of the request, which goes on at another scheduler if there is one, or was let in before.
             return
         self._settlement.add(LedgerRecord.of_refusal(request.ledger_id[:MAX_LEDGER_ID], request.tenant))
 

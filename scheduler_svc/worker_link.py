@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import grpc
 import structlog
 
+from quire.rpc.cancellation import raise_if_cancelled
 from quire.rpc.channel import open_channel
 from quire.v1 import types_pb2, worker_pb2, worker_pb2_grpc
 from scheduler_svc.adoption import AdoptedBlock
@@ -82,10 +83,12 @@ class WorkerLink:
                     if await self._run_once():
                         backoff_s = _FIRST_BACKOFF_S
                 except grpc.aio.AioRpcError as error:
+                    raise_if_cancelled()
                     self._log_loss(error)
                     await self._watch_progress()
                 except ProtocolError as error:
                     log.error("worker refused", worker=self.address, problem=str(error))
+                raise_if_cancelled()
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
         finally:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from math import inf
 
 from opentelemetry.trace import Span
 
@@ -46,6 +47,13 @@ class LiveRequest:
         self._num_prompt_tokens = len(token_request.prompt_token_ids) // 4
         self._own_stop_ids = frozenset(unpack_int32(token_request.sampling.stop_token_ids).tolist())
         self._first_token_ns = 0
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until its deadline; inf: it has none."""
+        if not self.token_request.HasField("timeout_s"):
+            return inf
+        return self.token_request.timeout_s - (time.monotonic() - self._started)
 
     @property
     def has_tokens(self) -> bool:
@@ -125,9 +133,8 @@ class LiveRequest:
         request = scheduler_pb2.TokenRequest()
         request.CopyFrom(self.token_request)
         if request.HasField("timeout_s"):
-            # The deadline stays where it was; one that has passed is for the scheduler to say.
-            elapsed_s = time.monotonic() - self._started
-            request.timeout_s = max(request.timeout_s - elapsed_s, _LEAST_TIMEOUT_S)
+            # The deadline stays where it was.
+            request.timeout_s = max(self.left_s, _LEAST_TIMEOUT_S)
         del request.resumed[:]
         for text in self.sequences:
             if text.token_ids:

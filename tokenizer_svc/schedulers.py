@@ -16,7 +16,7 @@ from math import inf
 import redis.asyncio as redis
 import structlog
 
-from quire.errors import NotReady
+from quire.errors import DeadlineExceeded, NotReady, QuireError
 from quire.redis_client import RedisFailure
 from quire.registry import HEARTBEAT_S, members
 from quire.v1 import scheduler_pb2, types_pb2
@@ -178,7 +178,7 @@ class Schedulers:
     def _make_homeless(self, live: LiveRequest) -> None:
         if live.lost_since is None:
             live.lost_since = time.monotonic()
-        left_s = live.lost_since + self._resume_s - time.monotonic()
+        left_s = min(live.lost_since + self._resume_s - time.monotonic(), live.left_s)
         self._homeless[live] = asyncio.get_running_loop().call_later(left_s, self._give_up, live)
 
     def _rehouse_all(self) -> None:
@@ -210,7 +210,13 @@ class Schedulers:
 
     def _give_up(self, live: LiveRequest) -> None:
         del self._homeless[live]
-        error = NotReady("the scheduler was lost and did not come back in time; try again", retry_after_s=5.0)
+        error: QuireError = NotReady(
+            "the scheduler was lost and did not come back in time; try again", retry_after_s=5.0
+        )
+        if live.left_s <= 0:
+            error = DeadlineExceeded(
+                "the request's deadline passed while its scheduler was lost", param="timeout"
+            )
         live.fail(error.to_proto())
         self._on_batch()
 

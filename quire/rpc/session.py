@@ -9,6 +9,7 @@ import grpc
 import structlog
 
 from quire.errors import NotReady, Overloaded
+from quire.rpc.cancellation import raise_if_cancelled
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -59,7 +60,9 @@ class SessionClient(Generic[Request, Response]):
                 if await self._run_once():
                     backoff_s = _FIRST_BACKOFF_S
             except grpc.aio.AioRpcError as error:
+                raise_if_cancelled()
                 self._log_end(error)
+            raise_if_cancelled()
             await asyncio.sleep(backoff_s)
             backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
 

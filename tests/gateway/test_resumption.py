@@ -172,6 +172,18 @@ async def test_a_service_that_stays_away_is_one_retryable_error(gateway: Running
     assert gateway.service.pool.num_live() == 0
 
 
+async def test_a_deadline_that_passes_meanwhile_is_what_is_told(gateway: RunningGateway) -> None:
+    gateway.tokenizer.script = half
+    answer = asyncio.create_task(
+        gateway.sdk.completions.create(model="tiny", prompt="Hi", extra_body={"timeout": 0.5})
+    )
+    await gateway.tokenizer.submitted.get()
+    await gateway.tokenizer.stop()
+    with pytest.raises(openai.InternalServerError, match="deadline passed") as caught:
+        await answer
+    assert caught.value.status_code == 504
+
+
 async def test_what_two_services_were_lost_with_is_not_tried_on_a_third(gateway: RunningGateway) -> None:
     gateway.tokenizer.script = half
     under_way = asyncio.Event()

@@ -198,6 +198,23 @@ async def test_a_request_waits_for_the_only_scheduler_while_that_is_started_agai
     assert [len(request.resumed) for request in again.submitted] == [0]
 
 
+async def test_a_request_whose_deadline_passes_while_its_scheduler_is_lost_ends_with_that(
+    tmp_path: Path,
+) -> None:
+    a = await one(tmp_path)
+    a.script = lambda s: [tokens(s.handle, 5)]
+    async with front(tmp_path, a) as service:
+        await ready(service, 1)
+        answer = asyncio.create_task(generate(service, timeout_s=1.0))
+        await until(lambda: service._schedulers.num_live == 1)
+        await a.stop()
+        with pytest.raises(
+            grpc.aio.AioRpcError, match="deadline passed while its scheduler was lost"
+        ) as caught:
+            await answer
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 async def test_when_the_only_scheduler_stays_away_requests_are_refused_at_once(tmp_path: Path) -> None:
     a = await one(tmp_path)
     async with front(tmp_path, a, resume_s=0.2) as service:

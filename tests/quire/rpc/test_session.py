@@ -146,3 +146,15 @@ async def test_an_outbox_nobody_reads_overflows_into_an_error() -> None:
     with pytest.raises(Overloaded):
         async for _ in outbox:
             pass
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_session_that_is_being_opened_ends_when_it_is_told_to(turns: int, tmp_path) -> None:
+    running = asyncio.create_task(Peer(f"unix:{tmp_path}/nobody").session.run())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    # Once: a second time would be heard.
+    running.cancel()
+    async with asyncio.timeout(20):
+        await asyncio.wait([running])
+    assert running.cancelled()
