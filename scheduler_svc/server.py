@@ -11,7 +11,7 @@ import grpc
 import structlog
 
 from quire import telemetry
-from quire.errors import Internal, NotReady, QuireError, from_proto
+from quire.errors import Internal, NotReady, Overloaded, QuireError, from_proto
 from quire.packing import unpack_uint32
 from quire.redis_client import TIMEOUT_S, RedisFailure, open_redis
 from quire.registry import Registration, reachable_address
@@ -299,7 +299,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
 
     def _count_refusal(self, request: scheduler_pb2.TokenRequest, error: QuireError) -> None:
         metrics.count_rejection(types_pb2.ErrorCode.Name(error.code))
-        if isinstance(error, NotReady) or request.resumed:
+        if isinstance(error, NotReady) or (request.resumed and isinstance(error, Overloaded)):
             # It says nothing of the request, which goes on at another scheduler if there is one, or was let in before.
             return
         self._settlement.add(LedgerRecord.of_refusal(request.ledger_id[:MAX_LEDGER_ID], request.tenant))
