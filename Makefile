@@ -11,7 +11,7 @@ ARGS ?=
 PIP_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install kustomize serve test test-all test-deploy check format protos protos-check docs docs-check dashboard locks sbom bench clean
+.PHONY: help install kustomize serve test test-all test-deploy fuzz check format protos protos-check docs docs-check dashboard locks sbom bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -47,6 +47,9 @@ test-all: install ## every test that needs no GPU and no Docker, the long ones t
 
 test-deploy: install ## the composed fleet under load and faults: needs Docker with Compose, takes half an hour
 	$(BIN)/python -m pytest -m docker -s tests/deploy $(ARGS)
+
+fuzz: install ## fuzz every parser of outside bytes with coverage, some minutes each: ARGS="--minutes 10 chat"
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 check: install ## format, lint, types, import rules, file sizes
 	$(BIN)/ruff format --check .

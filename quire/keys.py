@@ -99,7 +99,7 @@ def load(path: Path) -> tuple[KeyRecord, ...]:
         return _parse(path.read_bytes())
     except FileNotFoundError:
         return ()
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise KeysFileError(f"cannot read the API keys in {path}: {error!r}") from None
 
 
@@ -155,6 +155,7 @@ def _parse(data: bytes) -> tuple[KeyRecord, ...]:
     )
     for item in records:
         item.check_policy()
+        item.name.encode()  # it goes through protobuf with each request
         if len(bytes.fromhex(item.hash)) != hashlib.sha256().digest_size:
             raise ValueError(f"the hash of {item.name!r} is not a SHA-256")
     return records

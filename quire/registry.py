@@ -98,10 +98,19 @@ async def members(client: redis.Redis, kind: str) -> dict[str, Record]:
     return {member: record for member, record in records.items() if record is not None}
 
 
+def text_of(record: Record, field: str) -> str:
+    """A field that is text. Raises KeyError, or ValueError for what is none and what has no UTF-8."""
+    value = record[field]
+    if not isinstance(value, str):
+        raise ValueError(f"{field} is no text")
+    value.encode()
+    return value
+
+
 def _parse(value: bytes | str) -> Record | None:
     try:
         record = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 

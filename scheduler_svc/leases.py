@@ -24,7 +24,7 @@ import redis.asyncio as redis
 import structlog
 
 from quire.redis_client import RedisFailure
-from quire.registry import Record, members
+from quire.registry import Record, members, text_of
 
 log = structlog.get_logger()
 
@@ -33,6 +33,8 @@ ORPHAN_S = 1.5
 # After a Redis came back empty some are seen before others.
 UNEVEN_S = 3.0
 EPOCH_S = 7 * 86_400
+_MOST_EPOCH = 2**53
+"""Above it Lua's numbers are not exact. Those of the clock reach it in the year 2255."""
 _INTERVAL_S = 0.25
 
 # KEYS: lease, epoch. ARGV: holder, lifetime in ms, lowest epoch (microseconds: exact in Lua's doubles), seconds
@@ -102,13 +104,12 @@ class Found(NamedTuple):
 
     @classmethod
     def of_record(cls, record: Record) -> "Found":
-        """From its entry in the registry. Raises KeyError, TypeError or ValueError for what is no worker's."""
-        return cls(
-            str(record["address"]),
-            record.get("state") == "draining",
-            bool(record.get("driven")),
-            int(record.get("lease_epoch", 0)),
-        )
+        """From its entry in the registry. Raises KeyError, TypeError, ValueError or OverflowError for no worker's."""
+        lease_epoch = int(record.get("lease_epoch", 0))
+        if not 0 <= lease_epoch < _MOST_EPOCH:
+            raise ValueError(f"{lease_epoch} is no lease epoch")
+        is_leaving = record.get("state") == "draining"
+        return cls(text_of(record, "address"), is_leaving, bool(record.get("driven")), lease_epoch)
 
 
 class Leases:
@@ -196,7 +197,7 @@ class Leases:
         for worker, record in (await members(self._client, "worker")).items():
             try:
                 found[worker] = Found.of_record(record)
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, OverflowError):
                 log.error("a worker's record cannot be read", worker=worker)
         return found
 

@@ -13,7 +13,7 @@ import redis.asyncio as redis
 import structlog
 
 from quire.redis_client import RedisFailure
-from quire.registry import HEARTBEAT_S, Record, members
+from quire.registry import HEARTBEAT_S, Record, members, text_of
 from scheduler_svc.core.replica import Replica
 from scheduler_svc.core.routing import Load, Offer, cost
 from scheduler_svc.core.scheduler import Scheduler
@@ -62,13 +62,13 @@ class Elsewhere(NamedTuple):
 
     @classmethod
     def of_record(cls, record: Record) -> "list[Elsewhere]":
-        """What `describe` wrote. Raises KeyError, TypeError or ValueError for a record that is no scheduler's."""
+        """What `describe` wrote. Raises KeyError, TypeError, ValueError or OverflowError for no scheduler's record."""
         if record["state"] != "ready":
             return []
         return [
             cls(
-                str(record["address"]),
-                (str(replica["worker"]), int(replica["epoch"])),
+                text_of(record, "address"),
+                (text_of(replica, "worker"), int(replica["epoch"])),
                 Load(int(replica["backlog"]), int(replica["rows"])),
             )
             for replica in record["replicas"]
@@ -100,7 +100,7 @@ class Redirection:
         for member, record in known.items():
             try:
                 others += Elsewhere.of_record(record) if member != self._id else []
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, OverflowError):
                 log.error("a scheduler's record cannot be read", scheduler=member)
         self._others = others
 

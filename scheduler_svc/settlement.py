@@ -51,7 +51,7 @@ for at = 4 + 2 * width, #ARGV, 4 + width do
   local number, tokens = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
   local mark, is_new, before, others = redis.call('GET', key), true, 0, ''
   if mark then
-    before = tonumber(string.match(mark, '^%d+'))
+    before = tonumber(string.match(mark, '^%d+') or '0')
     for other, last in string.gmatch(mark, ';([^=;]+)=(%d+)') do
       if other == scheduler then
         is_new = number > tonumber(last)

@@ -72,6 +72,7 @@ def render(tokenizer: TextTokenizer, chat: tokenizer_pb2.ChatPrompt, *, max_char
         raise InvalidRequest(f"the chat template refuses this chat: {error}", param="messages") from None
     except (RecursionError, MemoryError):
         raise InvalidRequest("the chat template cannot render this chat", param="messages") from None
+    _check_unicode(text)
     if len(text) > max_chars:
         raise InvalidRequest(f"the chat renders to more than {max_chars} characters", param="messages")
     return text
@@ -85,7 +86,10 @@ def _messages(chat: tokenizer_pb2.ChatPrompt) -> list[dict[str, Any]]:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise InvalidRequest("each message must be an object with a role", param=f"messages.{index}")
         message["content"] = _content(message.get("content"), index)
-        for call in message.get("tool_calls") or ():
+        calls = message.get("tool_calls") or []
+        if not isinstance(calls, list):
+            raise InvalidRequest("tool_calls must be a list", param=f"messages.{index}.tool_calls")
+        for call in calls:
             _open_arguments(call)
     return messages
 
@@ -108,9 +112,19 @@ def _open_arguments(call: object) -> None:
     """OpenAI sends a call's arguments as JSON text, templates expect the object."""
     function = call.get("function") if isinstance(call, dict) else None
     if isinstance(function, dict) and isinstance(function.get("arguments"), str):
-        # An earlier answer of the model's need not be JSON.
+        # An earlier answer of the model's need not be JSON, nor can all that JSON escapes be written without.
         with contextlib.suppress(ValueError, RecursionError):
-            function["arguments"] = json.loads(function["arguments"])
+            opened = json.loads(function["arguments"])
+            json.dumps(opened, ensure_ascii=False).encode()
+            function["arguments"] = opened
+
+
+def _check_unicode(text: str) -> None:
+    """JSON can escape halves of surrogate pairs, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest("the chat has half of a surrogate pair in it", param="messages") from None
 
 
 def _parse(text: str, kind: type, param: str) -> Any:

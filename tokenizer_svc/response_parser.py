@@ -75,28 +75,29 @@ class AnswerParser:
 
     def push(self, text: str) -> ParsedText:
         """Split `text`; what may be part of a delimiter is held back."""
-        if self._parser is None:
-            return ParsedText(content=text)
-        try:
-            return self._take(self._parser.feed(text))
-        except Exception:  # a tool call that is not what the template says: show it as the model wrote it
-            return self._give_up()
+        return self._process(text, is_end=False)
 
     def flush(self) -> ParsedText:
         """What was held back, at the end."""
-        if self._parser is None:
-            return ParsedText()
-        try:
-            return self._take(self._parser.finalize()[1])
-        except Exception:  # as in push
-            return self._give_up()
+        return self._process("", is_end=True)
 
-    def _give_up(self) -> ParsedText:
-        """Content from here on, beginning with the region that could not be read."""
-        parser, self._parser = self._parser, None
-        self._is_reasoning = False
-        rest = parser._buffer[parser._pos :] if parser is not None else ""
-        return ParsedText(content=self._body + rest)
+    def _process(self, text: str, *, is_end: bool) -> ParsedText:
+        parser = self._parser
+        if parser is None:
+            return ParsedText(content=text)
+        # Not `feed` and `finalize`: where they raise, what came before in the same text would be lost.
+        events: list[dict[str, Any]] = []
+        parser._buffer += text
+        try:
+            parser._process(events, eos=is_end)
+        except Exception:  # a tool call that is not what the template says: show it as the model wrote it
+            parsed = self._take(events)
+            self._parser = None
+            self._is_reasoning = False
+            # From the region that could not be read on, all is content.
+            parsed.content += self._body + parser._buffer[parser._pos :]
+            return parsed
+        return self._take(events)
 
     def _take(self, events: Iterable[dict[str, Any]]) -> ParsedText:
         parsed = ParsedText()
@@ -120,29 +121,39 @@ class AnswerParser:
         return parsed
 
     def _add_calls(self, value: Any, parsed: ParsedText) -> None:
-        if isinstance(value, str):
-            try:
-                value = [{"function": item} for item in _as_list(json.loads(value))]
-            except (ValueError, RecursionError):
-                parsed.content += self._body
-                return
-        for call in _as_list(value):
-            function = call.get("function") if isinstance(call, dict) else None
-            for item in _as_list(function):
-                if not isinstance(item, dict) or not isinstance(item.get("name"), str):
-                    parsed.content += self._body
-                    return
-                arguments = item.get("arguments", item.get("parameters", {}))
-                text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-                parsed.tool_calls.append(
-                    tokenizer_pb2.ToolCallDelta(
-                        index=self._num_calls,
-                        id=f"call_{secrets.token_hex(12)}",
-                        name=item["name"],
-                        arguments=text,
-                    )
+        try:
+            calls = _calls(value)
+        except (ValueError, RecursionError):
+            parsed.content += self._body
+            return
+        for name, arguments in calls:
+            parsed.tool_calls.append(
+                tokenizer_pb2.ToolCallDelta(
+                    index=self._num_calls,
+                    id=f"call_{secrets.token_hex(12)}",
+                    name=name,
+                    arguments=arguments,
                 )
-                self._num_calls += 1
+            )
+            self._num_calls += 1
+
+
+def _calls(value: Any) -> list[tuple[str, str]]:
+    """Name and arguments of each call. Raises ValueError or RecursionError if one is none."""
+    if isinstance(value, str):
+        value = [{"function": item} for item in _as_list(json.loads(value))]
+    found = []
+    for call in _as_list(value):
+        function = call.get("function") if isinstance(call, dict) else None
+        for item in _as_list(function):
+            if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+                raise ValueError("a call has no name")
+            arguments = item.get("arguments", item.get("parameters", {}))
+            text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+            # JSON can escape halves of surrogate pairs, which have no UTF-8.
+            (item["name"] + text).encode()
+            found.append((item["name"], text))
+    return found
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -10,7 +10,7 @@ many seconds: a scheduler that is started again, or that loses its only worker f
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 
 import redis.asyncio as redis
@@ -18,7 +18,7 @@ import structlog
 
 from quire.errors import DeadlineExceeded, NotReady, QuireError
 from quire.redis_client import RedisFailure
-from quire.registry import HEARTBEAT_S, members
+from quire.registry import HEARTBEAT_S, Record, members, text_of
 from quire.v1 import scheduler_pb2, types_pb2
 from tokenizer_svc import metrics
 from tokenizer_svc.live_request import LiveRequest
@@ -231,10 +231,20 @@ class Schedulers:
         except RedisFailure as error:
             log.debug("redis is away: schedulers stay as they are", error=str(error))
             return
-        known = {str(record["address"]) for record in records.values()} | set(self._static)
+        known = {*_addresses(records), *self._static}
         for address in known - self._sessions.keys():
             self._open(address)
         for address in self._sessions.keys() - known:
             if not self._sessions[address].connected:
                 self._tasks.pop(address).cancel()
                 del self._sessions[address]
+
+
+def _addresses(records: Mapping[str, Record]) -> set[str]:
+    found = set()
+    for scheduler, record in records.items():
+        try:
+            found.add(text_of(record, "address"))
+        except (KeyError, ValueError):
+            log.error("a scheduler's record cannot be read", scheduler=scheduler)
+    return found

@@ -72,7 +72,17 @@ def test_a_key_is_compared_with_every_record(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"keys": [{}]}', '{"keys": [{"name": "a", "hash": "00", "created": 1}]}']
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"keys": [{}]}',
+        '{"keys": [{"name": "a", "hash": "00", "created": 1}]}',
+        '{"keys": [{"name": "a", "hash": "%s", "created": Infinity}]}' % ("0" * 64),
+        '{"keys": [{"name": "\\ud800", "hash": "%s", "created": 1}]}' % ("0" * 64),
+    ],
 )
 def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, text: str) -> None:
     path = tmp_path / "keys.json"

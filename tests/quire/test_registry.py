@@ -6,7 +6,7 @@ import pytest
 import redis.asyncio as redis
 
 from quire.redis_client import open_redis
-from quire.registry import LIFETIME_S, Registration, members, reachable_address
+from quire.registry import LIFETIME_S, Registration, members, reachable_address, text_of
 from tests.support.redis_server import RedisServer
 from tests.support.until import until
 
@@ -49,12 +49,21 @@ async def test_a_process_that_withdraws_is_gone_at_once(redis_client: redis.Redi
     assert await redis_client.keys() == []
 
 
-@pytest.mark.parametrize("record", ["", "{", "null", "[1]", "7", "\udcff".encode(errors="surrogateescape")])
+@pytest.mark.parametrize(
+    "record", ["", "{", "null", "[1]", "7", "[" * 100_000, "\udcff".encode(errors="surrogateescape")]
+)
 async def test_a_record_that_is_none_hides_no_other(redis_client: redis.Redis, record: str | bytes) -> None:
     await registration(redis_client, "a").beat()
     await redis_client.sadd("quire:workers", "b")
     await redis_client.set("quire:worker:b", record)
     assert list(await members(redis_client, "worker")) == ["a"]
+
+
+@pytest.mark.parametrize("record", [{}, {"address": None}, {"address": 7}, {"address": "\ud800"}])
+def test_text_of_a_record_is_text_that_can_be_sent(record: dict[str, object]) -> None:
+    with pytest.raises((KeyError, ValueError)):
+        text_of(record, "address")
+    assert text_of({"address": "unix:/é"}, "address") == "unix:/é"
 
 
 async def test_a_process_registers_again_with_a_redis_that_came_back_empty(redis_server: RedisServer) -> None:

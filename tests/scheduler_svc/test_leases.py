@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from unittest.mock import patch
 
 import pytest
@@ -214,9 +215,14 @@ async def test_workers_that_need_not_register_are_leased_too(redis_client: redis
 async def test_a_record_that_cannot_be_read_costs_nobody_else(redis_client: redis.Redis) -> None:
     scheduler = Scheduler(redis_client, "s")
     await register(redis_client, "w")
-    await redis_client.sadd("quire:workers", "x", "y")
-    await redis_client.set("quire:worker:x", json.dumps({"state": "ready"}))
-    await redis_client.set("quire:worker:y", json.dumps({"address": "y:1", "lease_epoch": "many"}))
+    records: list[dict[str, object]] = [
+        {"state": "ready"},
+        {"address": "\ud800:1"},
+        *({"address": "y:1", "lease_epoch": epoch} for epoch in ("many", inf, -1, 2**53)),
+    ]
+    for number, record in enumerate(records):
+        await redis_client.sadd("quire:workers", f"odd{number}")
+        await redis_client.set(f"quire:worker:odd{number}", json.dumps(record))
     await scheduler.leases.turn()
     assert scheduler.workers == {"w"}
 

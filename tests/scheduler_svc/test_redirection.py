@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from math import inf
 from typing import Any, NamedTuple
 
 import pytest
@@ -89,6 +90,9 @@ async def test_nothing_goes_to_who_leaves_or_has_no_workers_or_says_nonsense(
     await tell(redis_client, "leaving", state="draining")
     await tell(redis_client, "bare", replicas=[])
     await tell(redis_client, "odd", replicas=[{"worker": "w"}])
+    for number, worker in enumerate(({"epoch": inf}, {"worker": "\ud800"}, {"rows": "many"})):
+        replica = {"worker": "w", "epoch": 1, "backlog": 0, "rows": 0} | worker
+        await tell(redis_client, f"odd{number}", replicas=[replica])
     await tell(redis_client, "here")
     await redis_client.sadd("quire:schedulers", "empty")
     await redis_client.set("quire:scheduler:empty", json.dumps({}))

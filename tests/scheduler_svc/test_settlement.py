@@ -59,6 +59,12 @@ async def test_every_field_of_every_end_is_added_up_per_tenant(redis_client: red
     assert await totals(redis_client, "other") == {"requests": 1, "computed_tokens": 2**40}
 
 
+async def test_a_mark_that_is_none_holds_up_no_record(redis_client: redis.Redis) -> None:
+    await redis_client.set("quire:settled:a:0", ";=")
+    await settle(redis_client, "s", record("a", completion_tokens=7), record("b", completion_tokens=5))
+    assert (await totals(redis_client))["completion_tokens"] == 12
+
+
 @pytest.fixture
 def lost_answers() -> Iterator[list[int]]:
     """Every second pipeline is carried out and its answer lost; gives the numbers of those that were."""

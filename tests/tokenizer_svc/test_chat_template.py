@@ -56,6 +56,13 @@ def test_parts_of_type_text_and_arguments_as_json_text_are_what_templates_expect
     assert '"arguments": {"x": 1}' in text
 
 
+def test_arguments_that_cannot_be_written_without_escapes_stay_text(byte_level: TextTokenizer) -> None:
+    call = {"function": {"name": "f", "arguments": '{"x": "\\ud83d"}'}}
+    text = rendered(byte_level, chat([{"role": "assistant", "content": None, "tool_calls": [call]}]))
+    assert "ud83d" in text
+    assert byte_level.encode(text, add_special_tokens=False)
+
+
 @pytest.mark.parametrize(
     ("prompt", "param"),
     [
@@ -66,6 +73,8 @@ def test_parts_of_type_text_and_arguments_as_json_text_are_what_templates_expect
         (chat([{"content": "x"}]), "messages.0"),
         (chat([{"role": "user", "content": 5}]), "messages.0.content"),
         (chat([{"role": "user", "content": [{"type": "image_url"}]}]), "messages.0.content"),
+        (chat([{"role": "user", "content": "a", "tool_calls": 5}]), "messages.0.tool_calls"),
+        (chat([{"role": "user", "content": "\ud800"}]), "messages"),
         (chat("[" * 2000 + "]" * 2000), "messages"),
         (chat(tools_json="{}"), "tools"),
         (chat(tools_json="[1]"), "tools"),

@@ -73,11 +73,32 @@ def test_plain_text_is_content_and_comes_at_once(byte_level: TextTokenizer) -> N
 
 
 def test_a_tool_call_that_is_no_json_is_shown_as_the_model_wrote_it(byte_level: TextTokenizer) -> None:
-    for broken in ("not json", '{"name": 5}', '{"arguments": {}}', '["f"]'):
+    some = '[{"name": "f"}, {"name": 5}]'
+    half_pair = '{"name": "f", "arguments": {"x": "\\ud83d"}}'
+    for broken in ("not json", '{"name": 5}', '{"arguments": {}}', '["f"]', some, half_pair):
         content, _, calls = parsed(byte_level, ["Well: ", f"<tool_call>{broken}</tool_call>", " and on"])
         assert calls == []
         assert broken in content
         assert "Well" in content
+
+
+def test_a_call_that_a_checkpoints_own_template_cannot_read_loses_nothing_before_it() -> None:
+    text = {"content": "text"}
+    calls = {"open": "<call>", "close": "</call>", "content": "json", "transform": {"name": "{content.name}"}}
+    thinking = {"open": "<think>", "close": "</think>", **text}
+    template = {"start_anchor": "[A]", "fields": {"thinking": thinking, "tool_calls": calls, "content": text}}
+    answer = '<think>Hm.</think>Well: <call>{"nom": "f"}</call> and on'
+
+    @settings(max_examples=50, deadline=None)
+    @given(st.lists(st.integers(0, len(answer)), max_size=6))
+    def holds(cuts: list[int]) -> None:
+        parser = AnswerParser(template, "[A]", [])
+        bounds = [0, *sorted(cuts), len(answer)]
+        pieces = [parser.push(answer[start:end]) for start, end in pairwise(bounds)] + [parser.flush()]
+        assert "".join(piece.reasoning for piece in pieces) == "Hm."
+        assert "".join(piece.content for piece in pieces) == 'Well: {"nom": "f"} and on'
+
+    holds()
 
 
 def test_an_unfinished_call_loses_no_text(byte_level: TextTokenizer) -> None:

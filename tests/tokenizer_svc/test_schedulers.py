@@ -277,6 +277,7 @@ async def test_a_scheduler_that_registers_is_found_and_one_that_leaves_is_forgot
     a, b = await two(tmp_path)
     async with front(tmp_path, schedulers=(), redis_url="redis://here") as service:
         entry = Registration(registry, "scheduler", "a", lambda: {"address": a.address})
+        await Registration(registry, "scheduler", "odd", dict).beat()
         await entry.beat()
         await ready(service, 1)
         assert await generate(service) == [5, 6]
