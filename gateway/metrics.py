@@ -81,7 +81,7 @@ requests_ended_early = Counter(
     registry=REGISTRY,
 )
 # There from the start: Prometheus sees no increase in what begins with 1.
-for _reason in ("disconnect", "session_lost", "slow_client"):
+for _reason in ("deadline", "disconnect", "session_lost", "slow_client"):
     requests_ended_early.labels(_reason)
 requests_resumed = Counter(
     "quire_gateway_requests_resumed",

@@ -74,10 +74,12 @@ class Resumption:
 
 def _fail(live: LiveText) -> None:
     live.home = None
-    metrics.requests_ended_early.labels("session_lost").inc()
+    reason = "session_lost"
     error: QuireError = NotReady(_LOST, retry_after_s=1.0)
     if live.left_s <= 0:
+        reason = "deadline"
         error = DeadlineExceeded(
             "the request's deadline passed while its tokenizer service was lost", param="timeout"
         )
+    metrics.requests_ended_early.labels(reason).inc()
     live.receiver.fail(error)

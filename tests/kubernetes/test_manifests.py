@@ -15,6 +15,7 @@ from scheduler_svc.settings import SchedulerSettings
 from tests.deploy.exposed_metrics import asked, exposed
 from tests.kubernetes.manifests import TOOLS, Fleet, Pod, compose_services
 from tests.support.server import REPOSITORY
+from tokenizer_svc.settings import TokenizerSettings
 
 # The oldest with every field that is used, and the newest whose schemas there are.
 VERSIONS = ("1.30", "1.37")
@@ -118,13 +119,14 @@ def test_requests_wait_for_the_only_gpu_worker_to_load_again(
     rendered: dict[str, Fleet], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = []
-    for service in ("scheduler-svc", "gateway"):
+    for service in ("scheduler-svc", "tokenizer-svc", "gateway"):
         with monkeypatch.context() as patched:
             settings.append(settings_of(rendered[name].pods[service], tmp_path, patched))
-    scheduler, gateway = settings
+    scheduler, tokenizer, gateway = settings
     assert isinstance(scheduler, SchedulerSettings)
+    assert isinstance(tokenizer, TokenizerSettings)
     assert isinstance(gateway, GatewaySettings)
-    assert 300 <= scheduler.worker_return_s < gateway.max_request_s
+    assert 300 <= scheduler.worker_return_s <= tokenizer.resume_s < gateway.max_request_s
     assert (
         f"{scheduler.worker_return_s:.0f} s in `gpu` and"
         in (REPOSITORY / "docs" / "kubernetes.md").read_text()
