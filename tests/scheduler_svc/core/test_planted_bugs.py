@@ -178,7 +178,11 @@ def floor_unreserved(patch: pytest.MonkeyPatch) -> None:
         (index_believed, "hold another prefix"),
         (own_pool_believed, "hold another prefix"),
         (prefix_evicted_below_floor, "within its floor was evicted|own prefix was evicted before"),
-        (floor_unreserved, "below its floor|no block may be taken|blocks asked for"),
+        pytest.param(
+            floor_unreserved,
+            "below its floor|no block may be taken|blocks asked for",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

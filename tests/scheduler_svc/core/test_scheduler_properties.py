@@ -258,7 +258,7 @@ def explore(examples: int, steps: int, *, derandomize: bool = False, shrink: boo
 
 
 def test_any_order_of_events() -> None:
-    explore(200, 60)
+    explore(100, 60)
 
 
 @pytest.mark.slow
