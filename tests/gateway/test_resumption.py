@@ -67,11 +67,17 @@ async def story(gateway: RunningGateway, under_way: asyncio.Event, **fields: obj
     return [texts[index] for index in sorted(texts)]
 
 
+async def begun(gateway: RunningGateway, **fields: object) -> asyncio.Task[list[str]]:
+    """A story whose client has had its first half."""
+    under_way = asyncio.Event()
+    answer = asyncio.create_task(story(gateway, under_way, **fields))
+    await under_way.wait()
+    return answer
+
+
 async def test_a_stream_goes_on_where_it_was(gateway: RunningGateway) -> None:
     gateway.tokenizer.script = half
-    under_way = asyncio.Event()
-    answer = asyncio.create_task(story(gateway, under_way))
-    await under_way.wait()
+    answer = await begun(gateway)
     gateway.tokenizer.script = rest
     gateway.tokenizer.drop_sessions()
     assert await answer == ["".join(WORDS)]
@@ -97,9 +103,7 @@ async def test_a_sequence_that_had_ended_is_not_asked_for_again(gateway: Running
         await asyncio.Event().wait()
 
     gateway.tokenizer.script = one_of_two
-    under_way = asyncio.Event()
-    answer = asyncio.create_task(story(gateway, under_way, n=2))
-    await under_way.wait()
+    answer = await begun(gateway, n=2)
     (client,) = gateway.service.pool._clients.values()
     (live,) = client._live.values()
     await until(lambda: 1 in live._received)
@@ -138,9 +142,7 @@ async def test_another_service_goes_on_with_it(tokenizer: FakeTokenizer, tmp_pat
 
 async def test_who_leaves_meanwhile_is_forgotten(gateway: RunningGateway) -> None:
     gateway.tokenizer.script = half
-    under_way = asyncio.Event()
-    answer = asyncio.create_task(story(gateway, under_way))
-    await under_way.wait()
+    answer = await begun(gateway)
     await gateway.tokenizer.stop()
     await until(lambda: gateway.service.pool.num_ready() == 0)
     assert gateway.service.pool.num_live() == 1
@@ -157,10 +159,8 @@ def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("short_patience")
 async def test_a_service_that_stays_away_is_one_retryable_error(gateway: RunningGateway) -> None:
     gateway.tokenizer.script = half
-    under_way = asyncio.Event()
-    stream = asyncio.create_task(story(gateway, under_way))
+    stream = await begun(gateway)
     whole = asyncio.create_task(gateway.sdk.completions.create(model="tiny", prompt="Hi"))
-    await under_way.wait()
     await until(lambda: len(gateway.tokenizer.requests) == 2)
     await gateway.tokenizer.stop()
     with pytest.raises(openai.InternalServerError) as caught:
@@ -186,10 +186,8 @@ async def test_a_deadline_that_passes_meanwhile_is_what_is_told(gateway: Running
 
 async def test_what_two_services_were_lost_with_is_not_tried_on_a_third(gateway: RunningGateway) -> None:
     gateway.tokenizer.script = half
-    under_way = asyncio.Event()
-    stream = asyncio.create_task(story(gateway, under_way))
+    stream = await begun(gateway)
     poison = asyncio.create_task(gateway.sdk.completions.create(model="tiny", prompt="Hi"))
-    await under_way.wait()
     await until(lambda: len(gateway.tokenizer.requests) == 2)
 
     async def one_more(request: tokenizer_pb2.TextRequest, send: Send) -> None:
@@ -215,9 +213,7 @@ async def test_text_without_its_tokens_is_not_begun_again(gateway: RunningGatewa
         await asyncio.Event().wait()
 
     gateway.tokenizer.script = older
-    under_way = asyncio.Event()
-    stream = asyncio.create_task(story(gateway, under_way))
-    await under_way.wait()
+    stream = await begun(gateway)
     gateway.tokenizer.drop_sessions()
     with pytest.raises(openai.APIError, match="try again"):
         await stream
@@ -226,9 +222,7 @@ async def test_text_without_its_tokens_is_not_begun_again(gateway: RunningGatewa
 
 async def test_a_deadline_stays_where_it_was(gateway: RunningGateway) -> None:
     gateway.tokenizer.script = half
-    under_way = asyncio.Event()
-    answer = asyncio.create_task(story(gateway, under_way, extra_body={"timeout": 60}))
-    await under_way.wait()
+    answer = await begun(gateway, extra_body={"timeout": 60})
     gateway.tokenizer.script = rest
     gateway.tokenizer.drop_sessions()
     assert await answer == ["".join(WORDS)]
