@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from opentelemetry import trace
@@ -12,7 +12,6 @@ from gateway.answer import Answer, ChoiceDelta
 from gateway.calls import Call
 from gateway.live_text import LiveText
 from gateway.rounds import WriteRounds
-from gateway.tokenizer_client import TokenizerClient
 from gateway.usage import UsageTotals
 from quire import telemetry
 from quire.errors import Overloaded, QuireError
@@ -30,26 +29,26 @@ class _Timing:
 class Generation:
     """The submitted requests of one call (one per prompt) and their common answer.
 
-    `close` must be called once the call is over, however it ended: it cancels what has not finished.
+    `submit` sends a request for `model` to where that is served. `close` must be called once the call is over, however
+    it ended: it cancels what has not finished.
     """
 
     def __init__(
         self,
-        client: TokenizerClient,
+        submit: Callable[[LiveText], None],
+        model: types_pb2.ModelDescription,
         call: Call,
         completion_id: str,
         requests: Sequence[tokenizer_pb2.TextRequest],
         rounds: WriteRounds,
         max_buffered_bytes: int,
     ) -> None:
-        self._client = client
         self._call = call
         self._requests = requests
         self._live: list[LiveText] = []
         self._error: QuireError | None = None
         self._timing = _Timing()
         self.completion_id = completion_id
-        self.model = client.announcement.model
         self.num_sequences = requests[0].n
         self.streaming = requests[0].stream
         self.usage = UsageTotals(self.num_sequences)
@@ -59,7 +58,12 @@ class Generation:
             keep_token_ids=requests[0].return_token_ids,
             on_failure=self._cancel,
         )
-        self._submit()
+        self._submit(submit, model)
+
+    @property
+    def model(self) -> types_pb2.ModelDescription:
+        """What it is served with; settled once something has come of it."""
+        return self._live[0].model
 
     async def next(self) -> list[ChoiceDelta]:
         """What has come since the last call; empty when all is there. Raises QuireError."""
@@ -97,7 +101,7 @@ class Generation:
         if self._call.span.is_recording():
             self._describe(self._call.span)
 
-    def _submit(self) -> None:
+    def _submit(self, submit: Callable[[LiveText], None], model: types_pb2.ModelDescription) -> None:
         context = self._call.trace_context()
         receivers = [
             self.answer.receiver(index * self.num_sequences, self.num_sequences)
@@ -111,10 +115,10 @@ class Generation:
             request.trace.CopyFrom(context)
             # Whoever goes on with it is charged to the same entry.
             request.ledger_id = uuid.uuid4().hex
-            live = LiveText(request, receiver, self.model)
-            self._client.submit(live)
+            live = LiveText(request, receiver, model)
+            submit(live)
             self._live.append(live)
-        name = self.model.name
+        name = model.name
         metrics.params_n.labels(name).observe(self.num_sequences)
         if self._requests[0].sampling.HasField("max_tokens"):
             metrics.params_max_tokens.labels(name).observe(self._requests[0].sampling.max_tokens)

@@ -39,7 +39,7 @@ class _Received:
 
 
 class LiveText:
-    """One submitted request. Its home changes when a tokenizer service is lost."""
+    """One request. Its home changes when a tokenizer service is lost."""
 
     __slots__ = ("_num_losses", "_received", "_started_s", "handle", "home", "model", "receiver", "request")
 
@@ -49,6 +49,7 @@ class LiveText:
         self.request = request
         self.receiver = receiver
         self.model = model
+        """As it was asked for, then of the service that has it."""
         self.home: Home | None = None
         self.handle = 0
         """Its name at its home."""
@@ -87,6 +88,11 @@ class LiveText:
         )
 
     @property
+    def was_lost(self) -> bool:
+        """Whether a service was lost with it, and nothing came of it since."""
+        return self._num_losses > 0
+
+    @property
     def left_s(self) -> float:
         """Seconds until its deadline; inf: it has none."""
         if not self.request.HasField("timeout_s"):
@@ -95,7 +101,7 @@ class LiveText:
 
     def next_request(self) -> tokenizer_pb2.TextRequest:
         """As it is submitted now: whole at first, later with what has come, and the time that is left."""
-        if not self._received and not self._num_losses:
+        if self.home is None:
             return self.request
         request = tokenizer_pb2.TextRequest()
         request.CopyFrom(self.request)

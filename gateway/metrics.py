@@ -85,7 +85,7 @@ for _reason in ("deadline", "disconnect", "session_lost", "slow_client"):
     requests_ended_early.labels(_reason)
 requests_resumed = Counter(
     "quire_gateway_requests_resumed",
-    "Requests that went on at another tokenizer service, or at the same, after theirs was lost.",
+    "Requests submitted after their tokenizer service was lost, or once there was one again.",
     registry=REGISTRY,
 )
 sessions_connected = Gauge(

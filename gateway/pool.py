@@ -10,6 +10,7 @@ from enum import Enum
 import structlog
 
 from gateway import metrics
+from gateway.live_text import LiveText
 from gateway.lookup import addresses_of
 from gateway.resumption import Resumption
 from gateway.tokenizer_client import TokenizerClient
@@ -50,7 +51,9 @@ class TokenizerPool:
         """What each target's name last stood for."""
         self._clients: dict[str, TokenizerClient] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._resumption = Resumption(self._find)
+        self._served: dict[str, types_pb2.ModelDescription] = {}
+        """By address, what a service was ready for in this session, until it said that it is not."""
+        self._resumption = Resumption(self._find, self._refusal)
         self._first_seen: dict[str, int] = {}
         self.admission = Admission.OPEN
 
@@ -66,24 +69,36 @@ class TokenizerPool:
 
         Raises NotFound for a model that none serves, NotReady when those that serve it cannot take a request.
         """
-        if self.admission is Admission.CLOSED:
-            raise NotReady("the server is shutting down; try again", retry_after_s=1.0)
-        known = list(self._known())
-        if model is not None and known and all(client.announcement.model.name != model for client in known):
-            names = ", ".join(repr(name) for name in self.models())
-            raise NotFound(
-                f"the model {model[:128]!r} does not exist; this server has {names}", param="model"
-            )
-        client = self._least_loaded(lambda served: model in (None, served.name))
+        client = self._chosen(model)
         if client is None:
-            raise NotReady(
-                f"the server is not ready: {self.readiness().reason}; try again", retry_after_s=1.0
-            )
+            raise self._refusal()
         return client
 
+    def find_model(self, name: str | None) -> types_pb2.ModelDescription:
+        """What a request for `name` (None: any) is to be submitted for: a model that is served, or was a moment ago.
+
+        Raises as `choose` does.
+        """
+        client = self._chosen(name)
+        if client is not None:
+            return client.announcement.model
+        for model in self._resumption.awaited.values():
+            if name in (None, model.name):
+                return model
+        raise self._refusal()
+
+    def submit(self, live: LiveText) -> None:
+        """Send a new request to the least loaded service of its model, or keep it until there is one."""
+        client = self._same(live.model)
+        if client is None:
+            self._resumption.keep(live)
+        else:
+            client.submit(live)
+
     def models(self) -> dict[str, types_pb2.ModelDescription]:
-        """What is served, by name; loading models included."""
-        return {client.announcement.model.name: client.announcement.model for client in self._known()}
+        """What is served, by name; loading models included, and those that are away for a moment."""
+        found = {client.announcement.model.name: client.announcement.model for client in self._known()}
+        return self._resumption.awaited | found
 
     def first_seen(self, model: str) -> int:
         """Unix time at which this process first heard of `model`."""
@@ -95,20 +110,12 @@ class TokenizerPool:
         return self.admission is not Admission.OPEN
 
     def readiness(self) -> Readiness:
-        """Whether some request would be served now."""
+        """Whether some request would be served: now, or when the service is back that was there a moment ago."""
         if self.leaving:
             return Readiness(False, "shutting down", 1.0)
-        if self.num_ready():
+        if self.num_ready() or self._resumption.awaited:
             return Readiness(True, "ready", 1.0)
-        up = [client for client in self._clients.values() if client.connected]
-        if not up:
-            return Readiness(False, "no tokenizer service is connected", 0.0)
-        if all(client.announcement.state == types_pb2.SERVICE_STATE_DRAINING for client in up):
-            return Readiness(False, "the tokenizer service is draining", 1.0)
-        progress = max(client.announcement.load_progress for client in up)
-        if progress == 0.0 and any(client.announcement.HasField("model") for client in up):
-            return Readiness(False, "no scheduler has a worker", progress)
-        return Readiness(False, "the model is loading", progress)
+        return self._unreadiness()
 
     def num_ready(self) -> int:
         """Services that would take a request."""
@@ -125,8 +132,42 @@ class TokenizerPool:
         for client in self._clients.values():
             client.fail_all(error)
 
-    def _find(self, model: types_pb2.ModelDescription) -> TokenizerClient | None:
-        """A service where a request for this very model can go on."""
+    def _unreadiness(self) -> Readiness:
+        """What the services say that are not ready."""
+        up = [client for client in self._clients.values() if client.connected and not client.ready]
+        if not up:
+            return Readiness(False, "no tokenizer service is connected", 0.0)
+        if all(client.announcement.state == types_pb2.SERVICE_STATE_DRAINING for client in up):
+            return Readiness(False, "the tokenizer service is draining", 1.0)
+        progress = max(client.announcement.load_progress for client in up)
+        if progress == 0.0 and any(client.announcement.HasField("model") for client in up):
+            return Readiness(False, "no scheduler has a worker", progress)
+        return Readiness(False, "the model is loading", progress)
+
+    def _refusal(self) -> NotReady:
+        return NotReady(
+            f"the server is not ready: {self._unreadiness().reason}; try again", retry_after_s=1.0
+        )
+
+    def _chosen(self, model: str | None) -> TokenizerClient | None:
+        if self.admission is Admission.CLOSED:
+            raise NotReady("the server is shutting down; try again", retry_after_s=1.0)
+        known = self.models()
+        if model is not None and known and model not in known:
+            names = ", ".join(repr(name) for name in known)
+            raise NotFound(
+                f"the model {model[:128]!r} does not exist; this server has {names}", param="model"
+            )
+        return self._least_loaded(lambda served: model in (None, served.name))
+
+    def _find(self, live: LiveText) -> TokenizerClient | None:
+        """A service for a homeless request: of the same weights where another one was lost with it."""
+        if live.was_lost:
+            return self._same(live.model)
+        return self._least_loaded(lambda served: served.name == live.model.name)
+
+    def _same(self, model: types_pb2.ModelDescription) -> TokenizerClient | None:
+        """A service of this very model."""
         identity = fingerprint(model)
         return self._least_loaded(lambda served: fingerprint(served) == identity)
 
@@ -161,11 +202,28 @@ class TokenizerPool:
     def _known(self) -> Iterator[TokenizerClient]:
         return (client for client in self._clients.values() if client.announcement.HasField("model"))
 
-    def _changed(self) -> None:
+    def _changed(self, client: TokenizerClient) -> None:
         metrics.sessions_connected.set(sum(client.connected for client in self._clients.values()))
         for name in self.models():
             self._first_seen.setdefault(name, int(time.time()))
-        self._resumption.rehouse()
+        if client.ready:
+            self._served[client.address] = client.announcement.model
+            self._resumption.welcome(client.announcement.model)
+        elif client.address in self._served:
+            self._note_absence(client)
+
+    def _note_absence(self, client: TokenizerClient) -> None:
+        """One that was ready is not. If it leaves or is lost, it may be back soon, and is missed where it was the last.
+
+        One that stays and says that it is not ready has itself kept requests, for as long as that makes sense.
+        """
+        draining = client.announcement.state == types_pb2.SERVICE_STATE_DRAINING
+        model = self._served[client.address]
+        if not draining:
+            del self._served[client.address]
+        goes = draining or not client.connected
+        if goes and self._least_loaded(lambda served: served.name == model.name) is None:
+            self._resumption.miss(model)
 
 
 def fingerprint(model: types_pb2.ModelDescription) -> str:

@@ -62,22 +62,24 @@ class Serving:
         `prefix` begins the completion's id. Raises QuireError, also for a stream that fails before its first
         token: only after that has its status been sent.
         """
+        created = int(time.time())
         generation = self._submit(request, model, prefix, text_requests)
-        head = {
-            "id": generation.completion_id,
-            "created": int(time.time()),
-            "model": generation.model.name,
-            "system_fingerprint": fingerprint(generation.model),
-        }
-        rendered = renderer(head, generation.usage)
         streaming = False
         try:
+            coming = generation.next() if generation.streaming else generation.whole()
+            deltas = await while_connected(request, coming)
+            # Not before: one that had to wait for a service may be served with other weights than the last ones.
+            head = {
+                "id": generation.completion_id,
+                "created": created,
+                "model": generation.model.name,
+                "system_fingerprint": fingerprint(generation.model),
+            }
+            rendered = renderer(head, generation.usage)
             if not generation.streaming:
-                deltas = await while_connected(request, generation.whole())
                 return Response(rendered.whole(deltas), media_type="application/json")
-            first = await while_connected(request, generation.next())
             streaming = True
-            return EventStream(_events(generation, rendered, first), generation.close)
+            return EventStream(_events(generation, rendered, deltas), generation.close)
         finally:
             if not streaming:
                 generation.close()
@@ -95,10 +97,14 @@ class Serving:
             if self.limits.max_request_s:
                 wanted_s = text_request.timeout_s if text_request.HasField("timeout_s") else inf
                 text_request.timeout_s = min(wanted_s, self.limits.max_request_s)
-        client = self.pool.choose(model)
-        completion_id = f"{prefix}-{uuid.uuid4().hex}"
         generation = Generation(
-            client, call, completion_id, text_requests, self.rounds, self.max_buffered_bytes
+            self.pool.submit,
+            self.pool.find_model(model),
+            call,
+            f"{prefix}-{uuid.uuid4().hex}",
+            text_requests,
+            self.rounds,
+            self.max_buffered_bytes,
         )
         if telemetry.enabled():
             parent = telemetry.trace_context(call.span)

@@ -21,11 +21,16 @@ _UNARY_TIMEOUT_S = 60.0
 class TokenizerClient:
     """Submits requests to one tokenizer service and hands their deltas to receivers.
 
-    `run` keeps the session up. When it is lost, `on_loss` gets the requests that were live.
+    `run` keeps the session up. `on_change` hears when its announcement or its session changed. When the session is
+    lost, `on_loss` gets the requests that were live.
     """
 
     def __init__(
-        self, address: str, *, on_change: Callable[[], None], on_loss: Callable[[Sequence[LiveText]], None]
+        self,
+        address: str,
+        *,
+        on_change: Callable[["TokenizerClient"], None],
+        on_loss: Callable[[Sequence[LiveText]], None],
     ) -> None:
         self.address = address
         self._on_change = on_change
@@ -72,7 +77,7 @@ class TokenizerClient:
         submit = tokenizer_pb2.TokenizerSessionRequest.Submit(handle=handle, request=live.next_request())
         self._session.send(tokenizer_pb2.TokenizerSessionRequest(submit=submit))
         self._live[handle] = live
-        live.home, live.handle = self, handle
+        live.home, live.handle, live.model = self, handle, self.announcement.model
 
     def cancel(self, live: LiveText) -> None:
         """See `Home`."""
@@ -105,7 +110,7 @@ class TokenizerClient:
         """The hot path: one call per step of the model, with the deltas of every live request."""
         if message.HasField("announcement"):
             self.announcement = message.announcement
-            self._on_change()
+            self._on_change(self)
         requests = self._live
         for delta in message.deltas:
             live = requests.get(delta.handle)
@@ -128,7 +133,7 @@ class TokenizerClient:
     def _disconnected(self) -> None:
         self.announcement = tokenizer_pb2.TokenizerAnnouncement()
         live, self._live = self._live, {}
-        self._on_change()
+        self._on_change(self)
         if live:
             log.warning("a tokenizer service is away", address=self.address, requests=len(live))
             self._on_loss(list(live.values()))

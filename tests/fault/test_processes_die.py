@@ -9,8 +9,10 @@ import openai
 import pytest
 
 from tests.fault.long_streams import long_stream
+from tests.fault.test_workers_come_and_go import fleet_with_workers
 from tests.support.checkpoints import checkpoint
-from tests.support.server import API_KEY, processes_of, running_server
+from tests.support.redis_server import RedisServer
+from tests.support.server import API_KEY, is_ready, processes_of, running_server
 
 pytestmark = [pytest.mark.fault, pytest.mark.e2e, pytest.mark.slow]
 
@@ -28,3 +30,21 @@ async def test_streams_outlive_a_killed_process(service: str, tmp_path: Path) ->
             os.kill(processes_of(tmp_path)[service], signal.SIGKILL)
             assert await disturbed == undisturbed
             assert f"{service} was killed by SIGKILL; starting it again" in "".join(server.lines)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+async def test_new_requests_wait_for_the_only_tokenizer_service(
+    redis_server: RedisServer, tmp_path: Path, how: signal.Signals
+) -> None:
+    async with fleet_with_workers(tmp_path, redis_server, "w") as (fleet, client):
+        undisturbed = await asyncio.gather(*(long_stream(client, number) for number in range(8)))
+        await asyncio.to_thread(fleet.end, "tokenizer", how)
+        async with asyncio.timeout(60):
+            while await asyncio.to_thread(fleet.metric, "gateway", "quire_gateway_sessions_connected"):
+                await asyncio.sleep(0.02)
+        assert await asyncio.to_thread(is_ready, fleet.url)
+        answers = asyncio.gather(*(long_stream(client, number) for number in range(8)))
+        fleet.start_tokenizer("tokenizer")
+        assert await answers == undisturbed
+        assert await asyncio.to_thread(fleet.metric, "gateway", "quire_gateway_requests_resumed_total") == 8
+        fleet.check()

@@ -37,7 +37,7 @@ class Collector:
 @pytest.fixture
 async def client(tokenizer: FakeTokenizer) -> AsyncIterator[TokenizerClient]:
     """Connected, to a service that is ready."""
-    found = TokenizerClient(tokenizer.address, on_change=lambda: None, on_loss=lambda _: None)
+    found = TokenizerClient(tokenizer.address, on_change=lambda _: None, on_loss=lambda _: None)
     session = asyncio.create_task(found.run())
     await until(lambda: found.ready)
     yield found
