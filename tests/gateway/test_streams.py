@@ -186,8 +186,8 @@ async def test_sixty_three_others_are_served_while_the_buffer_of_one_that_does_n
             while not is_stuck(gateway) or go_on.is_set():
                 taken = num_deltas(gateway, request.request_id)
                 send(Delta(text="x" * 100_000, num_tokens=1))
-                # One at a time: what is on its way when the socket is full would end the stream too early.
-                while num_deltas(gateway, request.request_id) == taken:
+                # One at a time: what has not gone out when the socket is full would end the stream too early.
+                while num_deltas(gateway, request.request_id) == taken or waits_for_its_turn(gateway):
                     await asyncio.sleep(0)
             await go_on.wait()
             await script(request, send)
@@ -222,6 +222,13 @@ def num_deltas(gateway: RunningGateway, request_id: str) -> int:
     (client,) = gateway.service.pool._clients.values()
     found = (live.receiver for live in client._live.values() if live.request.request_id == request_id)
     return next((receiver._answer.num_deltas for receiver in found), -1)  # type: ignore[attr-defined]
+
+
+def waits_for_its_turn(gateway: RunningGateway) -> bool:
+    """Whether what has come of some request is still to be written, by a stream that could."""
+    (client,) = gateway.service.pool._clients.values()
+    answers = [live.receiver._answer for live in client._live.values()]  # type: ignore[attr-defined]
+    return any(answer._pending for answer in answers) and not is_stuck(gateway)
 
 
 def is_stuck(gateway: RunningGateway) -> bool:
