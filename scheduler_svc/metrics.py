@@ -5,7 +5,8 @@ from prometheus_client import Counter, Gauge, Histogram
 from quire.metrics import LATENCY_BUCKETS, REGISTRY, REQUEST_BUCKETS, STEP_BUCKETS, TOKEN_BUCKETS
 from scheduler_svc.batch_histogram import BatchHistogram
 from scheduler_svc.core.live_requests import Ending
-from scheduler_svc.core.scheduler import Scheduler, StepStats
+from scheduler_svc.core.scheduler import Scheduler
+from scheduler_svc.core.step_tokens import StepStats
 
 _LABELS = ["model_name", "engine"]
 

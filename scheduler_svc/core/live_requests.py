@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from quire.errors import DeadlineExceeded
 from quire.v1 import scheduler_pb2, types_pb2
-from scheduler_svc.core.sequence import Request, Sequence, SequenceState
+from scheduler_svc.core.sequence import LeaveReason, Request, Sequence, SequenceState
 from scheduler_svc.core.tenants import Tenants
 from scheduler_svc.core.token_batch import merge
 
@@ -89,6 +90,17 @@ class LiveRequests:
         if reason == types_pb2.FINISH_REASON_STOP and last in sequence.stop_token_ids:
             end.stop_token_id = last
         self.tell(request.client, scheduler_pb2.TokenBatch(ends=[end]))
+
+    def end_given_up(self, sequence: Sequence, reason: LeaveReason, now: float) -> None:
+        """A sequence was stopped before its output was complete, by its client or its deadline."""
+        if reason is LeaveReason.EXPIRED:
+            waited = "queued" if sequence.admitted_at != sequence.admitted_at else "running"
+            error = DeadlineExceeded(f"the request's deadline passed while it was {waited}", param="timeout")
+            self.end(sequence, types_pb2.FINISH_REASON_ERROR, now, error.to_proto())
+        elif reason is LeaveReason.STOPPED:
+            self.end(sequence, types_pb2.FINISH_REASON_STOP, now)
+        else:
+            self.end(sequence, types_pb2.FINISH_REASON_CANCELLED, now)
 
     # -- what the shell takes away
 

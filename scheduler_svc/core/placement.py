@@ -5,9 +5,10 @@ from itertools import islice
 from math import inf
 
 from scheduler_svc.core.limits import Limits
+from scheduler_svc.core.looks import Prefix, cached_blocks, look, num_blocks_needed
 from scheduler_svc.core.preemption import victim_for, victim_of_shortage
 from scheduler_svc.core.queue import Lane, WaitingQueue
-from scheduler_svc.core.replica import Prefix, Replica
+from scheduler_svc.core.replica import Replica
 from scheduler_svc.core.routing import Offer, Route
 from scheduler_svc.core.sequence import QueueCause, Request, Sequence
 from scheduler_svc.core.tenants import Tenant
@@ -132,7 +133,7 @@ class Placement:
         if found.must_wait(sequence) and target.blocks_for(len(sequence.token_ids)) > reserved:
             found.pass_over(lane)
             return
-        _, prefix, obstacle, here = target.look(sequence)
+        _, prefix, obstacle, here = look(target, sequence)
         elsewhere = _open_elsewhere(sequence, others)
         takes = obstacle in (None, QueueCause.PREFIX)
         if takes and elsewhere and self._route(sequence.order, [here, *elsewhere]) is not here:
@@ -170,13 +171,13 @@ class Placement:
     def _place(self, sequence: Sequence, target: Replica, prefix: Prefix, now: float) -> None:
         self._queue.remove(sequence)
         sequence.replica, sequence.num_overtaken = target.name, 0
-        target.place(sequence, prefix, now)
+        target.place(sequence, cached_blocks(target, sequence, prefix), now)
 
 
 def _open_elsewhere(sequence: Sequence, others: list[Replica]) -> list[Offer]:
     """Offers of the other replicas that could take the sequence now, or are computing its prefix."""
-    looks = [replica.look(sequence) for replica in others]
-    return [look.offer for look in looks if look.obstacle is None or look.obstacle is QueueCause.PREFIX]
+    looks = [look(replica, sequence) for replica in others]
+    return [each.offer for each in looks if each.obstacle is None or each.obstacle is QueueCause.PREFIX]
 
 
 def _make_room(replica: Replica, newcomer: Sequence, prefix: Prefix, obstacle: QueueCause) -> None:
@@ -193,7 +194,7 @@ def _make_room(replica: Replica, newcomer: Sequence, prefix: Prefix, obstacle: Q
         gain = 1
     else:
         held = pool.held
-        gain = replica.num_blocks_needed(newcomer, prefix)
+        gain = num_blocks_needed(replica, newcomer, prefix)
         if replica.num_returning_to(index) + pool.available(index) >= gain:
             return
 

@@ -6,6 +6,7 @@ share of the speed, or for everybody's at the whole speed, whichever is less; an
 step before long ones do.
 """
 
+from scheduler_svc.core.looks import find_prefix, num_uncached
 from scheduler_svc.core.pace import in_flight_s, prefill_s
 from scheduler_svc.core.queue import WaitingQueue
 from scheduler_svc.core.replica import Replica
@@ -40,11 +41,11 @@ def uncached(request: Request, replica: Replica, queue: WaitingQueue) -> list[in
     What one that waits begins with too is that one's to compute: of a burst under one new prompt only the first pays.
     """
     first, *others = request.sequences
-    block_size, prefix = replica.block_size, replica.find_prefix(first)
+    block_size, prefix = replica.block_size, find_prefix(replica, first)
     known = prefix.num_cached + prefix.num_coming
     awaited = queue.num_awaited(first, known, (len(first.token_ids) - 1) // block_size)
     # The others find what the first computes, but for their last block.
     return [
-        replica.num_uncached(first, prefix) - awaited * block_size,
+        num_uncached(replica, first, prefix) - awaited * block_size,
         *(len(sequence.token_ids) % block_size or 1 for sequence in others),
     ]

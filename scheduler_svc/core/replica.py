@@ -9,21 +9,23 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import ceil, inf
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 from quire.v1 import worker_pb2
 from scheduler_svc.core.block_pool import NOBODY, BlockPool
+from scheduler_svc.core.coming_blocks import ComingBlocks
 from scheduler_svc.core.limits import Limits
-from scheduler_svc.core.routing import Load, Offer
+from scheduler_svc.core.routing import Load
 from scheduler_svc.core.row_table import RowTable
-from scheduler_svc.core.sequence import LeaveReason, QueueCause, Sequence, SequenceState
+from scheduler_svc.core.sequence import LeaveReason, Sequence, SequenceState
 from scheduler_svc.core.speed import Speed
 from scheduler_svc.core.tenants import Tenant
 
+if TYPE_CHECKING:
+    from scheduler_svc.core.looks import Look
+
 # A result's way to the scheduler and the next command's to the worker, with what both compute.
 _ROUND_TRIP_S = 0.0015
-# An idle replica is asked about sequences that others take, and need not remember all of them.
-_MAX_LOOKS = 1024
 
 
 @dataclass(slots=True)
@@ -38,25 +40,6 @@ class InFlight:
     """Sequences that prefill, and the end of their chunk (a token position)."""
     prefill_tokens: int = 0
     removed: list[Sequence] = field(default_factory=list)
-
-
-class Prefix(NamedTuple):
-    """What a replica has of a sequence's tokens."""
-
-    num_cached: int
-    """Blocks of its longest cached prefix."""
-    num_coming: int
-    """Blocks after those that another sequence is computing now."""
-
-
-class Look(NamedTuple):
-    """What a replica can do for a waiting sequence."""
-
-    num_tokens: int
-    """That the sequence had."""
-    prefix: Prefix
-    obstacle: QueueCause | None
-    offer: Offer
 
 
 class Replica:
@@ -88,18 +71,17 @@ class Replica:
         """(lease epoch, step id) of the command that assigned each block last, as the worker counts too."""
         self.retired_at = 0.0
         """When the worker was last heard of, in seconds."""
-        self._computing: dict[bytes, Sequence] = {}
-        """Who computes a block that is not findable yet, by the block's hash."""
+        self.coming = ComingBlocks()
+        self.looks: dict[Sequence, Look] = {}
+        """What `looks` has found out since rows, blocks or prompts changed here."""
         self._released: list[Sequence] = []
-        self._looks: dict[Sequence, Look] = {}
-        """Those made since rows, blocks or prompts changed here: ten replicas ask each other more often than that."""
 
     # -- the worker comes and goes
 
     def connect(self, description: worker_pb2.WorkerDescription, lease_epoch: int) -> None:
         """A `Run` stream has opened: rows are free, blocks are as this process of the worker left them."""
         assert not self.connected
-        self._looks.clear()
+        self.looks.clear()
         same_process = description.worker_epoch == self.description.worker_epoch
         if not same_process or description.num_blocks != self.pool.num_blocks:
             self.pool = BlockPool(description.num_blocks)
@@ -117,7 +99,7 @@ class Replica:
 
     def adopt(self, blocks: Iterable[tuple[bytes, int, tuple[int, int]]]) -> None:
         """Take over what free blocks hold: hash, block, and who assigned it."""
-        self._looks.clear()
+        self.looks.clear()
         for block_hash, block, assigned in blocks:
             if 0 <= block < self.pool.num_blocks:
                 self.pool.adopt(block, block_hash)
@@ -126,14 +108,14 @@ class Replica:
     def disconnect(self, now: float) -> None:
         """The stream is gone: every row is released, and what still ran is preempted by that."""
         self.connected, self.missed_since = False, now
-        self._looks.clear()
+        self.looks.clear()
         self.in_flight.clear()
         self.to_add.clear()
         self.to_remove.clear()
         for pending in self.prefilling:
             pending.request.tenant.num_pending -= pending.num_prefill_left
         self.prefilling.clear()
-        self._computing.clear()
+        self.coming.clear()
         for sequence in self.rows.sequences:
             if sequence is not None:
                 if sequence.state is SequenceState.RUNNING:
@@ -231,7 +213,7 @@ class Replica:
             ceiling = max(longest, int(tenant.kv_ceiling * pool.num_blocks))
         if (floor, ceiling) == (pool.floor(index), self.ceiling(index)):
             return  # every request brings its tenant's policy
-        self._looks.clear()
+        self.looks.clear()
         pool.set_floor(index, floor)
         self.ceilings.pop(index, None)
         if ceiling < pool.num_blocks:
@@ -247,103 +229,9 @@ class Replica:
 
     def note_sent(self, record: InFlight) -> None:
         """A command has been made: rows have got blocks, and prompts have less left to compute."""
-        self._looks.clear()
+        self.looks.clear()
         self.last_step_sent = record.step_id
         self.in_flight.append(record)
-
-    def look(self, sequence: Sequence) -> Look:
-        """What it can do for a waiting sequence now."""
-        known = self._looks.get(sequence)
-        if known is None or known.num_tokens != len(sequence.token_ids):
-            if len(self._looks) >= _MAX_LOOKS:
-                self._looks.clear()
-            known = self._looks[sequence] = self._look_anew(sequence)
-        return known
-
-    def _look_anew(self, sequence: Sequence) -> Look:
-        prefix = self.find_prefix(sequence)
-        offer = Offer(self.name, self.load, self.num_uncached(sequence, prefix))
-        return Look(len(sequence.token_ids), prefix, self.obstacle(sequence, prefix), offer)
-
-    def find_prefix(self, sequence: Sequence) -> Prefix:
-        """The sequence's longest known prefix; its last token is always left to compute."""
-        most = (len(sequence.token_ids) - 1) // self.block_size
-        hashes = sequence.block_hashes
-        if len(hashes) < most:
-            hashes = sequence.hash_blocks(most, self.block_size)
-        cached = coming = sequence.prefix_memory.length(self.name, self.pool, hashes, most)
-        while coming < most and self._is_coming(hashes[coming], sequence.request.priority):
-            coming += 1
-        return Prefix(cached, coming - cached)
-
-    def _is_coming(self, block_hash: bytes, priority: int) -> bool:
-        """Whether a block is being computed by what nobody of this priority would overtake."""
-        computing = self._computing.get(block_hash)
-        return computing is not None and computing.request.priority <= priority
-
-    def num_uncached(self, sequence: Sequence, prefix: Prefix) -> int:
-        """Positions that it would have to compute for the sequence, itself."""
-        return len(sequence.token_ids) - (prefix.num_cached + prefix.num_coming) * self.block_size
-
-    def obstacle(self, sequence: Sequence, prefix: Prefix) -> QueueCause | None:
-        """What keeps the sequence from a row here; None: nothing."""
-        if not self.fits(sequence):
-            return QueueCause.WORKER
-        uncached = len(sequence.token_ids) - prefix.num_cached * self.block_size
-        if prefix.num_coming * self.block_size * 2 > uncached:
-            # Waiting saves more than half of what it would compute now.
-            return QueueCause.PREFIX
-        if self.num_rows_free <= 0:
-            return QueueCause.ROWS
-        tenant = sequence.request.tenant
-        if tenant.index in self.ceilings and self._would_hold(sequence, prefix) > self.ceiling(tenant.index):
-            return QueueCause.TENANT
-        room = self.pool.available(tenant.index)
-        if not self._needs_more(sequence, prefix, room - self.num_rows_taken):
-            return None
-        return (
-            QueueCause.BLOCKS
-            if self._needs_more(sequence, prefix, room - self._margin(sequence, prefix))
-            else None
-        )
-
-    def _would_hold(self, sequence: Sequence, prefix: Prefix) -> int:
-        """Blocks that the sequence's tenant would hold with it, and one more for each that it runs, for they grow."""
-        pool, index = self.pool, sequence.request.tenant.index
-        own = self.blocks_for(len(sequence.token_ids)) - prefix.num_cached
-        own += sum(pool.is_new_to(block, index) for block in self._cached_blocks(sequence, prefix))
-        own += sum(1 for other in self.running() if other.request.tenant.index == index)
-        return pool.held.get(index, 0) + own
-
-    def _margin(self, sequence: Sequence, prefix: Prefix) -> int:
-        """Free blocks to leave: one for each row that runs, lest the newcomer be preempted as soon as it has come.
-
-        Rows of lower priority would give way to it; and what a floor keeps is its own whatever runs.
-        """
-        if not self._needs_more(sequence, prefix, self.pool.reserved(sequence.request.tenant.index)):
-            return 0
-        return self.rows.num_not_below(sequence.request.priority)
-
-    def num_blocks_needed(self, sequence: Sequence, prefix: Prefix) -> int:
-        """Free blocks that the sequence would take for its tokens so far."""
-        pool = self.pool
-        needed = self.blocks_for(len(sequence.token_ids)) - prefix.num_cached
-        return needed + sum(
-            1 for block in self._cached_blocks(sequence, prefix) if pool.ref_count(block) == 0
-        )
-
-    def _needs_more(self, sequence: Sequence, prefix: Prefix, room: int) -> bool:
-        """Whether `num_blocks_needed` is more than `room`; walks the prefix only if it depends on who holds it."""
-        most = self.blocks_for(len(sequence.token_ids))
-        if most <= room or most - prefix.num_cached > room:
-            return most > room
-        return self.num_blocks_needed(sequence, prefix) > room
-
-    def _cached_blocks(self, sequence: Sequence, prefix: Prefix) -> list[int]:
-        found = map(self.pool.lookup, sequence.hash_blocks(prefix.num_cached, self.block_size))
-        blocks = [block for block in found if block is not None]
-        assert len(blocks) == prefix.num_cached, "a prefix has a hole"
-        return blocks
 
     def blocks_for(self, num_positions: int) -> int:
         """Blocks that hold so many token positions."""
@@ -351,25 +239,24 @@ class Replica:
 
     # -- sequences come and go
 
-    def place(self, sequence: Sequence, prefix: Prefix, now: float) -> None:
-        """Give the sequence a row and blocks; the next command adds it."""
-        self._looks.clear()
-        tenant, cached = sequence.request.tenant, self._cached_blocks(sequence, prefix)
+    def place(self, sequence: Sequence, cached: list[int], now: float) -> None:
+        """Give the sequence a row, and blocks after those that hold its prefix; the next command adds it."""
+        self.looks.clear()
+        tenant = sequence.request.tenant
         for block in cached:
             self.pool.share(block, tenant.index)
         count = self.blocks_for(len(sequence.token_ids)) - len(cached)
         block_ids = cached + self.pool.allocate(count, tenant.index)
         self.rows.take(sequence, block_ids, len(cached) * self.block_size, now)
         tenant.num_pending += sequence.num_prefill_left
-        for block_hash in sequence.block_hashes[len(cached) : len(sequence.token_ids) // self.block_size]:
-            self._computing.setdefault(block_hash, sequence)
+        self.coming.begin(sequence, len(cached), len(sequence.token_ids) // self.block_size)
         self.to_add.append(sequence)
         self.prefilling.append(sequence)
 
     def leave(self, sequence: Sequence, reason: LeaveReason) -> None:
         """Take the sequence off its row; `take_released` gives it back when nothing touches it any more."""
         assert sequence.state is SequenceState.RUNNING
-        self._looks.clear()
+        self.looks.clear()
         sequence.state = SequenceState.LEAVING
         sequence.leave_reason = reason
         self.rows.stop(sequence.row)
@@ -417,15 +304,14 @@ class Replica:
                 end = max(end, len(sequence.token_ids) - 1)
             count, done = end // self.block_size, int(rows.num_committed[sequence.row])
             if count > done:
-                self._looks.clear()
+                self.looks.clear()
                 assert count <= len(sequence.block_ids), (
                     "blocks were released before their removal has retired"
                 )
                 hashes = sequence.hash_blocks(count, self.block_size)
                 for block in range(done, count):
                     self.pool.commit(sequence.block_ids[block], hashes[block])
-                    if self._computing.get(hashes[block]) is sequence:
-                        del self._computing[hashes[block]]
+                self.coming.end(sequence, done, count)
                 rows.num_committed[sequence.row] = count
 
     def release_removed(self, record: InFlight) -> None:
@@ -442,26 +328,17 @@ class Replica:
         assert {s for s in seated if s.state is not SequenceState.RUNNING} == set(leaving)
         assert set(self.to_add) <= set(self.prefilling)
         assert all(s.num_prefill_left for s in self.prefilling)
-        running = set(self.running())
-        assert set(self._computing.values()) <= running, "a prefix is awaited that nobody computes"
-        for sequence, known in self._looks.items():
-            if sequence.state is SequenceState.WAITING and known.num_tokens == len(sequence.token_ids):
-                assert known == self._look_anew(sequence), "what it can do for a sequence changed unnoticed"
-                hashes = sequence.hash_blocks((known.num_tokens - 1) // self.block_size, self.block_size)
-                walked = next((n for n, h in enumerate(hashes) if self.pool.lookup(h) is None), len(hashes))
-                assert walked == known.prefix.num_cached, "a remembered prefix is not the one that is cached"
+        self.coming.check_integrity(set(self.running()))
 
     def _stop_computing(self, sequence: Sequence) -> None:
         """What it has not computed is not coming from it any more."""
         sequence.request.tenant.num_pending -= sequence.num_prefill_left
         committed = int(self.rows.num_committed[sequence.row])
-        for block_hash in sequence.block_hashes[committed : sequence.num_added // self.block_size]:
-            if self._computing.get(block_hash) is sequence:
-                del self._computing[block_hash]
+        self.coming.end(sequence, committed, sequence.num_added // self.block_size)
 
     def _release(self, sequence: Sequence) -> None:
         sequence.settle()
-        self._looks.clear()
+        self.looks.clear()
         self.rows.release(sequence.row)
         self.pool.free(sequence.block_ids, sequence.request.tenant.index)
         sequence.block_ids = []

@@ -7,15 +7,13 @@ clock.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from math import inf
 
 import numpy as np
-from numpy.typing import NDArray
 
-from quire.errors import DeadlineExceeded, InvalidRequest, NotReady
+from quire.errors import InvalidRequest, NotReady
 from quire.v1 import scheduler_pb2, types_pb2, worker_pb2
-from scheduler_svc.core import step_tokens
+from scheduler_svc.core import looks, step_tokens
 from scheduler_svc.core.abilities import Abilities, check_worker
 from scheduler_svc.core.admission import Backlog, admit
 from scheduler_svc.core.commands import next_command
@@ -29,25 +27,12 @@ from scheduler_svc.core.queue import WaitingQueue
 from scheduler_svc.core.replica import Replica
 from scheduler_svc.core.routing import Offer, Route, cheapest
 from scheduler_svc.core.sequence import LeaveReason, Request, Sequence, SequenceState
-from scheduler_svc.core.step_tokens import StepTokens
+from scheduler_svc.core.step_tokens import StepStats, StepTokens
 from scheduler_svc.core.tenants import Tenant, Tenants
 from scheduler_svc.core.validation import check_policy
 
 # A worker takes seconds to load.
 _RETRY_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class StepStats:
-    """What one retired command amounted to."""
-
-    step_s: float
-    prefill_tokens: int
-    generated_tokens: int
-    intervals_s: NDArray[np.float64]
-    """Seconds per token since each sequence's last one, [m]; sequences with a first token are left out."""
-    interval_tokens: NDArray[np.int64]
-    """How many tokens each interval stands for, [m]."""
 
 
 def _no_worker() -> NotReady:
@@ -223,7 +208,7 @@ class Scheduler:
         offers = []
         for replica in connected:
             load = replica.load
-            uncached = replica.num_uncached(sequence, replica.find_prefix(sequence))
+            uncached = looks.num_uncached(replica, sequence, looks.find_prefix(replica, sequence))
             offers.append(Offer(replica.name, load._replace(backlog=load.backlog + waiting), uncached))
         count = (len(sequence.token_ids) - 1) // self.abilities.block_size
         return list(sequence.hash_blocks(count, self.abilities.block_size)), offers
@@ -284,7 +269,7 @@ class Scheduler:
     def _give_up_sequence(self, sequence: Sequence, reason: LeaveReason, now: float) -> None:
         if sequence.state is SequenceState.WAITING:
             self.queue.remove(sequence)
-            self._end_given_up(sequence, reason, now)
+            self._requests.end_given_up(sequence, reason, now)
             return
         if sequence.state is SequenceState.ENDED:
             return
@@ -403,20 +388,12 @@ class Scheduler:
             assert sequence.leave_reason is not None
             if sequence.leave_reason is LeaveReason.PREEMPTED:
                 sequence.state = SequenceState.WAITING
-                sequence.num_uncached = replica.num_uncached(sequence, replica.find_prefix(sequence))
+                sequence.num_uncached = looks.num_uncached(
+                    replica, sequence, looks.find_prefix(replica, sequence)
+                )
                 self.queue.push(sequence)
             else:
-                self._end_given_up(sequence, sequence.leave_reason, now)
-
-    def _end_given_up(self, sequence: Sequence, reason: LeaveReason, now: float) -> None:
-        if reason is LeaveReason.EXPIRED:
-            waited = "queued" if sequence.admitted_at != sequence.admitted_at else "running"
-            error = DeadlineExceeded(f"the request's deadline passed while it was {waited}", param="timeout")
-            self._requests.end(sequence, types_pb2.FINISH_REASON_ERROR, now, error.to_proto())
-        elif reason is LeaveReason.STOPPED:
-            self._requests.end(sequence, types_pb2.FINISH_REASON_STOP, now)
-        else:
-            self._requests.end(sequence, types_pb2.FINISH_REASON_CANCELLED, now)
+                self._requests.end_given_up(sequence, sequence.leave_reason, now)
 
     # -- what the shell takes away
 
@@ -434,4 +411,5 @@ class Scheduler:
         self.tenants.check_integrity()
         for replica in self.replicas.values():
             replica.check_integrity()
+            looks.check_integrity(replica)
         self._requests.check_integrity()

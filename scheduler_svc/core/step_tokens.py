@@ -31,6 +31,19 @@ class StepTokens:
     finish_reasons: NDArray[np.uint8]  # [n]
 
 
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """What one retired command amounted to."""
+
+    step_s: float
+    prefill_tokens: int
+    generated_tokens: int
+    intervals_s: NDArray[np.float64]
+    """Seconds per token since each sequence's last one, [m]; sequences with a first token are left out."""
+    interval_tokens: NDArray[np.int64]
+    """How many tokens each interval stands for, [m]."""
+
+
 def read_result(replica: Replica, result: worker_pb2.StepResult) -> StepTokens:
     """Unpack and check a result; entries of dead epochs and of free rows are left out. Raises ProtocolError."""
     if not replica.in_flight or result.step_id != replica.in_flight[0].step_id:

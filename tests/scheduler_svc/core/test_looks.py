@@ -8,6 +8,7 @@ from benchmarks.instant_rows import InstantRows
 from quire.packing import pack_int32
 from quire.v1 import scheduler_pb2, types_pb2, worker_pb2
 from scheduler_svc.core.limits import Limits
+from scheduler_svc.core.looks import look
 from scheduler_svc.core.replica import InFlight, Replica
 from scheduler_svc.core.scheduler import Scheduler
 
@@ -70,9 +71,9 @@ def test_a_change_that_is_not_seen_fails_the_check(monkeypatch: pytest.MonkeyPat
     note_sent = Replica.note_sent
 
     def note_and_keep(self: Replica, record: InFlight) -> None:
-        looks = dict(self._looks)
+        looks = dict(self.looks)
         note_sent(self, record)
-        self._looks.update(looks)
+        self.looks.update(looks)
 
     monkeypatch.setattr(Replica, "note_sent", note_and_keep)
     with pytest.raises(AssertionError, match="changed unnoticed"):
@@ -80,9 +81,9 @@ def test_a_change_that_is_not_seen_fails_the_check(monkeypatch: pytest.MonkeyPat
 
 
 def test_an_idle_replica_does_not_remember_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scheduler_svc.core.replica._MAX_LOOKS", 3)
+    monkeypatch.setattr("scheduler_svc.core.looks._MAX_LOOKS", 3)
     crowd = Crowd()
     replica = crowd.scheduler.replicas["b"]
     for request in crowd.scheduler.requests():
-        replica.look(request.sequences[0])
-        assert len(replica._looks) <= 3
+        look(replica, request.sequences[0])
+        assert len(replica.looks) <= 3

@@ -8,6 +8,7 @@ from itertools import count
 
 from quire.errors import QuireError
 from scheduler_svc.core.limits import Limits
+from scheduler_svc.core.looks import find_prefix, num_blocks_needed, obstacle
 from scheduler_svc.core.replica import Replica
 from scheduler_svc.core.routing import cost
 from scheduler_svc.core.sequence import QueueCause, Sequence
@@ -286,10 +287,10 @@ def _check_ceilings(replica: Replica) -> None:
 
 def _check_entitlement(replica: Replica, sequence: Sequence) -> None:
     """Nobody waits for blocks that its tenant's floor keeps for it."""
-    prefix = replica.find_prefix(sequence)
-    needed = replica.num_blocks_needed(sequence, prefix)
+    prefix = find_prefix(replica, sequence)
+    needed = num_blocks_needed(replica, sequence, prefix)
     if not replica.connected or needed > replica.pool.reserved(sequence.request.tenant.index):
         return
-    is_short = replica.obstacle(sequence, prefix) is QueueCause.BLOCKS
+    is_short = obstacle(replica, sequence, prefix) is QueueCause.BLOCKS
     # Unless others had the blocks before the floor was set; they are being taken back then.
     assert not is_short or replica.pool.spare < 0, "a tenant below its floor while it has demand"
