@@ -114,6 +114,18 @@ class BlockPool:
         """The block that holds this content, or None. It may be free: `share` it before anything else."""
         return self._blocks.get(block_hash)
 
+    def find(self, hashes: Iterable[bytes]) -> list[int]:
+        """The blocks with these hashes, all of which can be found."""
+        return list(map(self._blocks.__getitem__, hashes))
+
+    def num_leading(self, hashes: Sequence[bytes], first: int, most: int) -> int:
+        """The place from `first` on of the first block that cannot be found by its hash; `most` if all before can."""
+        blocks = self._blocks
+        for place in range(first, most):
+            if hashes[place] not in blocks:
+                return place
+        return most
+
     def forgotten_since(self, num_forgotten: int) -> list[bytes] | None:
         """The hashes that ceased to be findable since `num_forgotten` was this number; None: too many to know."""
         count = self.num_forgotten - num_forgotten
@@ -129,18 +141,20 @@ class BlockPool:
             return True
         return owner != self._owners[block] and owner not in self._guests.get(block, ())
 
-    def share(self, block: int, owner: int = NOBODY) -> None:
-        """Hold one more reference to a block that `lookup` found."""
-        if self._ref_counts[block] == 0:
-            self._uncache(block)
-            self._unlink(block)
-            self._own(block, owner)
-        elif owner != self._owners[block]:
-            guests = self._guests.setdefault(block, {})
-            if owner not in guests:
-                self.held[owner] = self.held.get(owner, 0) + 1
-            guests[owner] = guests.get(owner, 0) + 1
-        self._ref_counts[block] += 1
+    def share(self, blocks: Iterable[int], owner: int = NOBODY) -> None:
+        """Hold one more reference to each of the blocks, which `find` or `lookup` found."""
+        ref_counts, owners = self._ref_counts, self._owners
+        for block in blocks:
+            if ref_counts[block] == 0:
+                self._uncache(block)
+                self._unlink(block)
+                self._own(block, owner)
+            elif owner != owners[block]:
+                guests = self._guests.setdefault(block, {})
+                if owner not in guests:
+                    self.held[owner] = self.held.get(owner, 0) + 1
+                guests[owner] = guests.get(owner, 0) + 1
+            ref_counts[block] += 1
 
     def allocate(self, count: int, owner: int = NOBODY) -> list[int]:
         """Take the first `count` blocks of the eviction order, one reference each; their content is lost.

@@ -181,6 +181,7 @@ def _prefill(
     for sequence, size in chosen:
         tenant = sequence.request.tenant
         tenant.num_pending -= size
+        replica.backlog -= size
         # What it lost by preemption it does not pay for twice.
         fresh = max(0, sequence.chunk_end + size - max(sequence.chunk_end, sequence.high_water))
         tenant.service += fresh * PROMPT_TOKEN_COST / tenant.weight

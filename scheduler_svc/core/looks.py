@@ -127,10 +127,7 @@ def _needs_more(replica: Replica, sequence: Sequence, prefix: Prefix, room: int)
 
 def cached_blocks(replica: Replica, sequence: Sequence, prefix: Prefix) -> list[int]:
     """Those that hold the sequence's prefix, from the root on."""
-    found = map(replica.pool.lookup, sequence.hash_blocks(prefix.num_cached, replica.block_size))
-    blocks = [block for block in found if block is not None]
-    assert len(blocks) == prefix.num_cached, "a prefix has a hole"
-    return blocks
+    return replica.pool.find(sequence.hash_blocks(prefix.num_cached, replica.block_size))
 
 
 def check_integrity(replica: Replica) -> None:

@@ -65,14 +65,22 @@ def prompt_positions(replica: Replica, num_live: int, *, is_shared: bool) -> int
 
 def prefill_s(replica: Replica, num_tokens: float, *, is_shared: bool) -> float:
     """Seconds that so many prompt positions take beside what runs now; only if the speed is known."""
-    speed = replica.speed
-    chunk = max(1, prompt_positions(replica, len(replica.rows.live()), is_shared=is_shared))
-    return num_tokens * speed.prefill_token_s + ceil(num_tokens / chunk) * speed.decode_step_s
+    return _in_chunks_s(replica, num_tokens, _chunk(replica, is_shared=is_shared))
 
 
 def tokens_per_s(replica: Replica, *, is_shared: bool) -> float:
     """Prompt positions per second beside what runs now, 0 while unknown."""
     if replica.speed.prefill_token_s <= 0.0:
         return 0.0
-    chunk = max(1, prompt_positions(replica, len(replica.rows.live()), is_shared=is_shared))
-    return chunk / prefill_s(replica, chunk, is_shared=is_shared)
+    chunk = _chunk(replica, is_shared=is_shared)
+    return chunk / _in_chunks_s(replica, chunk, chunk)
+
+
+def _chunk(replica: Replica, *, is_shared: bool) -> int:
+    """Prompt positions of a step, at least one, beside what runs now."""
+    return max(1, prompt_positions(replica, replica.rows.num_live, is_shared=is_shared))
+
+
+def _in_chunks_s(replica: Replica, num_tokens: float, chunk: int) -> float:
+    speed = replica.speed
+    return num_tokens * speed.prefill_token_s + ceil(num_tokens / chunk) * speed.decode_step_s

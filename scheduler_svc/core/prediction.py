@@ -43,7 +43,7 @@ def uncached(request: Request, replica: Replica, queue: WaitingQueue) -> list[in
     first, *others = request.sequences
     block_size, prefix = replica.block_size, find_prefix(replica, first)
     known = prefix.num_cached + prefix.num_coming
-    awaited = queue.num_awaited(first, known, (len(first.token_ids) - 1) // block_size)
+    awaited = queue.blocks.num_leading(first.block_hashes, known, (len(first.token_ids) - 1) // block_size)
     # The others find what the first computes, but for their last block.
     return [
         num_uncached(replica, first, prefix) - awaited * block_size,

@@ -36,9 +36,7 @@ class PrefixMemory:
         known = self._known.get(name)
         if known is None or known.pool is not pool:
             known = _Known(pool, 0, pool.num_forgotten)
-        length = self._still_held(known, hashes)
-        while length < most and pool.lookup(hashes[length]) is not None:
-            length += 1
+        length = pool.num_leading(hashes, self._still_held(known, hashes), most)
         self._known[name] = _Known(pool, length, pool.num_forgotten)
         return length
 
@@ -57,4 +55,4 @@ class PrefixMemory:
         for place in range(len(places), known.length):
             places[hashes[place]] = place
         # A place past the length is another replica's, or of a time when this one's was longer.
-        return min(known.length, *(places.get(each, known.length) for each in forgotten))
+        return min((known.length, *map(places.__getitem__, places.keys() & forgotten)))

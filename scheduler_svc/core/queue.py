@@ -1,10 +1,10 @@
 """Sequences that wait for a row: lower priority values first, then the tenant served least, then the oldest."""
 
 from bisect import bisect_left, insort
-from collections import Counter
 from collections.abc import Container, Iterator
 from typing import NamedTuple
 
+from scheduler_svc.core.awaited_blocks import AwaitedBlocks
 from scheduler_svc.core.sequence import Sequence
 from scheduler_svc.core.tenants import PROMPT_TOKEN_COST, Tenant
 
@@ -34,9 +34,7 @@ class WaitingQueue:
         """Tokens still to compute of all that wait."""
         self.num_short_tokens = 0
         """Those of the short prompts."""
-        self._blocks: dict[Sequence, int] = {}
-        """How many blocks of each that waits are in `_awaited`."""
-        self._awaited: Counter[bytes] = Counter()
+        self.blocks = AwaitedBlocks()
 
     def __len__(self) -> int:
         return self._num_waiting
@@ -48,8 +46,7 @@ class WaitingQueue:
         insort(lanes.setdefault(self.lane_of(sequence), []), sequence, key=_order)
         self._num_waiting += 1
         self._count(sequence, 1)
-        self._blocks[sequence] = len(sequence.block_hashes)
-        self._awaited.update(sequence.block_hashes)
+        self.blocks.add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it stands."""
@@ -65,18 +62,7 @@ class WaitingQueue:
                 del self._lanes[request.priority]
         self._num_waiting -= 1
         self._count(sequence, -1)
-        for block_hash in sequence.block_hashes[: self._blocks.pop(sequence)]:
-            if self._awaited[block_hash] == 1:
-                del self._awaited[block_hash]
-            else:
-                self._awaited[block_hash] -= 1
-
-    def num_awaited(self, sequence: Sequence, first: int, most: int) -> int:
-        """How many of a new sequence's blocks from `first` up to `most` are in a row those of one that waits."""
-        place = first
-        while place < most and sequence.block_hashes[place] in self._awaited:
-            place += 1
-        return place - first
+        self.blocks.remove(sequence)
 
     def _count(self, sequence: Sequence, sign: int) -> None:
         tokens = sign * sequence.num_uncached
@@ -115,7 +101,5 @@ class WaitingQueue:
         assert all(lanes)
         assert self._num_waiting == sum(len(lane) for lane in lanes)
         assert self.num_tokens == sum(s.num_uncached for lane in lanes for s in lane)
-        waiting = [s for lane in lanes for s in lane]
-        assert self._blocks.keys() == set(waiting)
-        assert self._awaited == Counter(h for s in waiting for h in s.block_hashes[: self._blocks[s]])
+        self.blocks.check_integrity(s for lane in lanes for s in lane)
         assert all([s.order for s in lane] == sorted(s.order for s in lane) for lane in lanes)

@@ -65,6 +65,8 @@ class Replica:
         self.to_add: list[Sequence] = []
         self.to_remove: list[Sequence] = []
         self.prefilling: list[Sequence] = []
+        self.backlog = 0
+        """Positions that those have yet to ask for."""
         self.ceilings: dict[int, int] = {}
         """Blocks that tenants may hold, by their index, where that is not all."""
         self.assigned: list[tuple[int, int]] = []
@@ -115,6 +117,7 @@ class Replica:
         for pending in self.prefilling:
             pending.request.tenant.num_pending -= pending.num_prefill_left
         self.prefilling.clear()
+        self.backlog = 0
         self.coming.clear()
         for sequence in self.rows.sequences:
             if sequence is not None:
@@ -162,8 +165,7 @@ class Replica:
     @property
     def load(self) -> Load:
         """How busy it is."""
-        backlog = sum(sequence.num_prefill_left for sequence in self.prefilling)
-        return Load(backlog, self.num_rows_taken)
+        return Load(self.backlog, self.num_rows_taken)
 
     def running(self) -> Iterator[Sequence]:
         """Sequences that hold a row and keep it."""
@@ -243,12 +245,12 @@ class Replica:
         """Give the sequence a row, and blocks after those that hold its prefix; the next command adds it."""
         self.looks.clear()
         tenant = sequence.request.tenant
-        for block in cached:
-            self.pool.share(block, tenant.index)
+        self.pool.share(cached, tenant.index)
         count = self.blocks_for(len(sequence.token_ids)) - len(cached)
         block_ids = cached + self.pool.allocate(count, tenant.index)
         self.rows.take(sequence, block_ids, len(cached) * self.block_size, now)
         tenant.num_pending += sequence.num_prefill_left
+        self.backlog += sequence.num_prefill_left
         self.coming.begin(sequence, len(cached), len(sequence.token_ids) // self.block_size)
         self.to_add.append(sequence)
         self.prefilling.append(sequence)
@@ -328,11 +330,13 @@ class Replica:
         assert {s for s in seated if s.state is not SequenceState.RUNNING} == set(leaving)
         assert set(self.to_add) <= set(self.prefilling)
         assert all(s.num_prefill_left for s in self.prefilling)
+        assert self.backlog == sum(s.num_prefill_left for s in self.prefilling), "the backlog is miscounted"
         self.coming.check_integrity(set(self.running()))
 
     def _stop_computing(self, sequence: Sequence) -> None:
         """What it has not computed is not coming from it any more."""
         sequence.request.tenant.num_pending -= sequence.num_prefill_left
+        self.backlog -= sequence.num_prefill_left
         committed = int(self.rows.num_committed[sequence.row])
         self.coming.end(sequence, committed, sequence.num_added // self.block_size)
 

@@ -37,6 +37,7 @@ class RowTable:
         self.handles = np.zeros(max_rows, np.uint32)
         self.indices = np.zeros(max_rows, np.uint32)
         self.tenants = np.zeros(max_rows, np.int64)  # their indices
+        self._num_live: int | None = 0
         self._free = list(range(max_rows - 1, -1, -1))
         self._of_priority: Counter[int] = Counter()
 
@@ -71,6 +72,7 @@ class RowTable:
     def stop(self, row: int) -> None:
         """No later command decodes this row."""
         self.decoding[row] = False
+        self._num_live = None
 
     def mute(self, row: int) -> None:
         """Tokens of this row go to nobody."""
@@ -86,12 +88,20 @@ class RowTable:
         self._of_priority[sequence.request.priority] -= 1
         self.taken[row] = False
         self.decoding[row] = False
+        self._num_live = None
         self.clients[row] = NOBODY
         self._free.append(row)
 
     def live(self) -> NDArray[np.intp]:
         """Rows that the next decode step advances: past their prompt, and not at their limit."""
         return np.flatnonzero(self.decoding & (self.num_issued < self.max_total_tokens))
+
+    @property
+    def num_live(self) -> int:
+        """How many rows `live` gives. Every new request asks every replica, between commands that change it."""
+        if self._num_live is None:
+            self._num_live = len(self.live())
+        return self._num_live
 
     def blocks_short(self, rows: NDArray[np.intp], num_steps: int) -> NDArray[np.int64]:
         """Blocks each of `rows` lacks for `num_steps` more decode steps, int64 [len(rows)], never negative.
@@ -109,6 +119,7 @@ class RowTable:
 
     def advance(self, rows: NDArray[np.intp], num_steps: int) -> None:
         """Count `num_steps` decode steps as issued for `rows`."""
+        self._num_live = None
         self.num_issued[rows] = np.minimum(self.num_issued[rows] + num_steps, self.max_total_tokens[rows])
 
     def begin_decoding(self, row: int, num_sampled: int) -> None:
@@ -122,6 +133,7 @@ class RowTable:
         assert taken == np.flatnonzero(self.taken).tolist(), "the column and the sequences differ"
         assert sorted([*self._free, *taken]) == list(range(self.max_rows)), "a row is lost or free twice"
         seated = [sequence for sequence in self.sequences if sequence is not None]
+        assert self._num_live in (None, len(self.live())), "rows that decode are miscounted"
         assert self._of_priority == Counter(s.request.priority for s in seated), "priorities are miscounted"
         for row in taken:
             sequence = self.sequences[row]

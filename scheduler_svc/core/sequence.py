@@ -169,11 +169,13 @@ class Sequence:
             num_public = min(request.num_public_tokens, self.num_prompt_tokens) // block_size
             root = request.public_root if num_public else request.cache_root
             parent = hashes[-1] if hashes else root
-            for block in range(len(hashes), count):
+            first, width = len(hashes), block_size * self.token_ids.itemsize
+            tokens = self.token_ids[first * block_size : count * block_size].tobytes()
+            for block in range(first, count):
                 if block == num_public > 0:
                     parent = private_parent(parent, request.cache_root)
-                tokens = self.token_ids[block * block_size : (block + 1) * block_size]
-                parent = block_hash(parent, tokens.tobytes())
+                at = (block - first) * width
+                parent = block_hash(parent, tokens[at : at + width])
                 hashes.append(parent)
         return hashes if len(hashes) == count else hashes[:count]
 
