@@ -45,12 +45,11 @@ def make_node(
 def simulate(trace: Trace, shape: ModelShape, replicas: int, num_blocks: int | None, policy: str) -> Report:
     """Run one trace with one way to choose a replica: within a scheduler, and between schedulers."""
     started = time.perf_counter()
-    route = POLICIES[policy]
-    nodes = [
-        make_node(shape, min(replicas - first, REPLICAS_PER_SCHEDULER), num_blocks, route, f"worker-{first}")
-        for first in range(0, replicas, REPLICAS_PER_SCHEDULER)
-    ]
-    fleet = Fleet(nodes, route) if len(nodes) > 1 else None
+    route_of, nodes = POLICIES[policy], []
+    for first in range(0, replicas, REPLICAS_PER_SCHEDULER):
+        count = min(replicas - first, REPLICAS_PER_SCHEDULER)
+        nodes.append(make_node(shape, count, num_blocks, route_of(count), f"worker-{first}"))
+    fleet = Fleet(nodes, route_of(replicas)) if len(nodes) > 1 else None
     recorder = Simulation(trace, nodes, fleet).run()
     return summarise(
         recorder,

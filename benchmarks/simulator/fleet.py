@@ -101,7 +101,7 @@ class Fleet:
         offers = [Offer(name, load, length) for name, load in zip(self._names, self._loads, strict=True)]
         for number, blocks in cached.items():
             offers[number] = offers[number]._replace(uncached=length - blocks * description.block_size)
-        chosen = self._route(order, offers)
+        chosen = min(offers, key=lambda offer: self._route(order, offer))
         number, load = int(chosen.name), chosen.load
         self._loads[number] = Load(load.backlog + chosen.uncached, load.rows + 1)
         return self._node_of[number]

@@ -31,6 +31,8 @@ class Look(NamedTuple):
     prefix: Prefix
     obstacle: QueueCause | None
     offer: Offer
+    is_open: bool
+    """Whether it could take the sequence, or is computing its prefix."""
 
 
 def look(replica: Replica, sequence: Sequence) -> Look:
@@ -45,8 +47,9 @@ def look(replica: Replica, sequence: Sequence) -> Look:
 
 def _look_anew(replica: Replica, sequence: Sequence) -> Look:
     prefix = find_prefix(replica, sequence)
+    cause = obstacle(replica, sequence, prefix)
     offer = Offer(replica.name, replica.load, num_uncached(replica, sequence, prefix))
-    return Look(len(sequence.token_ids), prefix, obstacle(replica, sequence, prefix), offer)
+    return Look(len(sequence.token_ids), prefix, cause, offer, cause is None or cause is QueueCause.PREFIX)
 
 
 def find_prefix(replica: Replica, sequence: Sequence) -> Prefix:

@@ -99,7 +99,11 @@ class Placement:
         if not len(self._queue) or not target.has_room or target.draining:
             return misfits
         found = _Pass()
-        others = [r for r in self._replicas.values() if r is not target and r.connected and not r.draining]
+        others = {
+            name: replica
+            for name, replica in self._replicas.items()
+            if replica is not target and replica.connected and not replica.draining
+        }
         for sequence in islice(self._queue.in_order(found.closed), _MAX_LOOKED_AT):
             lane = self._queue.lane_of(sequence)
             if self._has_enough_pending(sequence, target):
@@ -121,7 +125,13 @@ class Placement:
         )
 
     def _try(
-        self, sequence: Sequence, lane: Lane, target: Replica, others: list[Replica], found: _Pass, now: float
+        self,
+        sequence: Sequence,
+        lane: Lane,
+        target: Replica,
+        others: dict[str, Replica],
+        found: _Pass,
+        now: float,
     ) -> None:
         """Place the sequence, or note why not."""
         if not target.fits(sequence):
@@ -133,10 +143,8 @@ class Placement:
         if found.must_wait(sequence) and target.blocks_for(len(sequence.token_ids)) > reserved:
             found.pass_over(lane)
             return
-        _, prefix, obstacle, here = look(target, sequence)
-        elsewhere = _open_elsewhere(sequence, others)
-        takes = obstacle in (None, QueueCause.PREFIX)
-        if takes and elsewhere and self._route(sequence.order, [here, *elsewhere]) is not here:
+        _, prefix, obstacle, here, takes = look(target, sequence)
+        if takes and self._is_left_for_another(sequence, here, others):
             found.pass_over(lane)
             return
         if obstacle is None:
@@ -148,13 +156,25 @@ class Placement:
             found.close_for_ceiling(sequence, lane)
         elif obstacle is QueueCause.PREFIX:
             found.awaited.add(sequence.request)
-        elif elsewhere:
+        elif any(look(replica, sequence).is_open for replica in others.values()):
             found.pass_over(lane)
         else:
             if not found.blocked:
                 _make_room(target, sequence, prefix, obstacle)
             found.block(sequence)
             found.pass_over(lane)
+
+    def _is_left_for_another(self, sequence: Sequence, here: Offer, others: dict[str, Replica]) -> bool:
+        """Whether one of the others could take the sequence now, or is computing its prefix, and should rather."""
+        rank = self._route(sequence.order, here)
+        # Most often it is the one that was found last time.
+        last = others.get(sequence.left_for)
+        for replica in others.values() if last is None else (last, *others.values()):
+            there = look(replica, sequence)
+            if there.is_open and self._route(sequence.order, there.offer) < rank:
+                sequence.left_for = replica.name
+                return True
+        return False
 
     def _has_enough_pending(self, sequence: Sequence, target: Replica) -> bool:
         """Whether it is long, and its tenant has prompts of no lower priority there to be busy with for a while."""
@@ -172,12 +192,6 @@ class Placement:
         self._queue.remove(sequence)
         sequence.replica, sequence.num_overtaken = target.name, 0
         target.place(sequence, cached_blocks(target, sequence, prefix), now)
-
-
-def _open_elsewhere(sequence: Sequence, others: list[Replica]) -> list[Offer]:
-    """Offers of the other replicas that could take the sequence now, or are computing its prefix."""
-    looks = [look(replica, sequence) for replica in others]
-    return [each.offer for each in looks if each.obstacle is None or each.obstacle is QueueCause.PREFIX]
 
 
 def _make_room(replica: Replica, newcomer: Sequence, prefix: Prefix, obstacle: QueueCause) -> None:

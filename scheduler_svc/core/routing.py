@@ -12,7 +12,7 @@ their measured speeds would send work astray. The same function chooses between 
 schedulers (`scheduler_svc/redirection.py`).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 ROW_POSITIONS = 8
@@ -41,10 +41,10 @@ def cost(offer: Offer) -> int:
     return offer.uncached + offer.load.backlog + ROW_POSITIONS * offer.load.rows
 
 
-Route = Callable[[int, Sequence[Offer]], Offer]
-"""Picks one of at least one offers for the sequence with this arrival number."""
+Route = Callable[[int, Offer], tuple[int | str, ...]]
+"""The rank of an offer for the sequence with this arrival number: the lowest is taken, and no two are equal."""
 
 
-def cheapest(order: int, offers: Iterable[Offer]) -> Offer:
-    """The offer of the lowest cost; the first of equals in the order of names."""
-    return min(offers, key=lambda offer: (cost(offer), offer.name))
+def cheapest(order: int, offer: Offer) -> tuple[int | str, ...]:
+    """By cost; of equals the first in the order of names."""
+    return cost(offer), offer.name

@@ -85,7 +85,7 @@ class Sequence:
     __slots__ = (
         "admitted_at", "block_hashes", "block_ids", "cached_tokens", "chunk_end", "chunk_retired",
         "computed_tokens", "ended_at", "first_token_at", "high_water", "index", "last_token_at",
-        "leave_reason", "max_total_tokens", "num_added", "num_cached_here", "num_dropped",
+        "leave_reason", "left_for", "max_total_tokens", "num_added", "num_cached_here", "num_dropped",
         "num_overtaken", "num_prompt_tokens", "num_uncached", "order", "preemptions", "prefix_memory",
         "queue_cause", "recomputed_tokens", "replica", "request", "row", "sampling", "settled", "state",
         "stop_token_ids", "token_ids",
@@ -119,6 +119,7 @@ class Sequence:
         self.prefix_memory = PrefixMemory()
         self.state = SequenceState.WAITING
         self.queue_cause = QueueCause.STEP
+        self.left_for = ""  # name of the replica that it was last passed over for
         self.num_overtaken = 0
         """Shorter sequences that were placed while there were too few blocks for it."""
         self.num_uncached = len(token_ids)

@@ -14,7 +14,7 @@ from quire.packing import pack_int32
 from quire.v1 import scheduler_pb2
 from scheduler_svc.core.block_hash import block_hash, root_hash
 from scheduler_svc.core.block_pool import NOBODY
-from scheduler_svc.core.routing import Load, Offer
+from scheduler_svc.core.routing import Load, Offer, cheapest
 
 SHAPE = SHAPES["llama-8b"]
 ROOT = root_hash("r", "t", "")
@@ -67,7 +67,7 @@ class TestFleet:
     def test_a_known_prefix_draws_a_request_to_the_scheduler_that_holds_it(self) -> None:
         prompt, other = np.arange(400, dtype=np.int32), np.arange(1000, 1400, dtype=np.int32)
         nodes = [make_node(SHAPE, 1, 200, name=name) for name in "ab"]
-        fleet = Fleet(nodes, POLICIES["cost"])
+        fleet = Fleet(nodes, cheapest)
         asked = [Conversation(float(at), (Turn(tokens, 4),)) for at, tokens in ((0, prompt), (0, other))]
         Simulation(Trace("two", tuple(asked)), nodes, fleet).run()
         for tokens, node in ((prompt, 0), (other, 1)):
@@ -76,7 +76,7 @@ class TestFleet:
 
     def test_requests_of_one_period_spread_although_nothing_new_is_read(self) -> None:
         nodes = [make_node(SHAPE, 2, 200, name=name) for name in "abc"]
-        fleet = Fleet(nodes, POLICIES["cost"])
+        fleet = Fleet(nodes, cheapest)
         chosen = []
         for number in range(6):
             prompt = pack_int32(np.arange(number * 100, number * 100 + 64))
@@ -96,20 +96,25 @@ class TestFleet:
             output=(5, 20),
             think_s=0.3,
         )
-        nodes = [make_node(SHAPE, 2, 200, POLICIES[policy], name) for name in "abc"]
+        nodes = [make_node(SHAPE, 2, 200, POLICIES[policy](2), name) for name in "abc"]
         recorder = Simulation(
-            Trace("chat", tuple(conversations)), nodes, Fleet(nodes, POLICIES[policy])
+            Trace("chat", tuple(conversations)), nodes, Fleet(nodes, POLICIES[policy](6))
         ).run()
         assert (recorder.outcome == Outcome.DONE).all()
 
 
 def test_policies_choose_by_what_they_are_named_after() -> None:
     offers = [
-        Offer("b", Load(backlog=0, rows=1), uncached=900),
-        Offer("a", Load(backlog=500, rows=9), uncached=100),
-        Offer("c", Load(backlog=0, rows=2), uncached=500),
+        Offer("worker-1", Load(backlog=0, rows=1), uncached=900),
+        Offer("worker-0", Load(backlog=500, rows=9), uncached=100),
+        Offer("worker-2", Load(backlog=0, rows=2), uncached=500),
     ]
-    assert [POLICIES["round_robin"](order, offers).name for order in range(4)] == ["a", "b", "c", "a"]
-    assert POLICIES["least_loaded"](0, offers).name == "b"
-    assert POLICIES["longest_prefix"](0, offers).name == "a"
-    assert POLICIES["cost"](0, offers).name == "c"
+
+    def chosen(policy: str, order: int = 0) -> str:
+        route = POLICIES[policy](len(offers))
+        return min(offers, key=lambda offer: route(order, offer)).name
+
+    assert [chosen("round_robin", order) for order in range(4)] == [f"worker-{n}" for n in (0, 1, 2, 0)]
+    assert chosen("least_loaded") == "worker-1"
+    assert chosen("longest_prefix") == "worker-0"
+    assert chosen("cost") == "worker-2"

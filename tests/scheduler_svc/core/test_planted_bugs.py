@@ -172,7 +172,10 @@ def floor_unreserved(patch: pytest.MonkeyPatch) -> None:
         (commit_early, "hold another prefix"),
         (double_free, "reference counts differ|freed twice|before their removal has retired"),
         (stale_epoch_accepted, "hold another prefix"),
-        (hash_without_parent, "hold another prefix|names a block twice|occurs twice in the table"),
+        (
+            hash_without_parent,
+            "hold another prefix|names a block twice|occurs twice in the table|awaited are miscounted",
+        ),
         (lost_cancel, "after a cancel"),
         (all_clients_leave, "never ended"),
         (index_believed, "hold another prefix"),
