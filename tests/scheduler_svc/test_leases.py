@@ -10,10 +10,11 @@ from unittest.mock import patch
 import pytest
 import redis.asyncio as redis
 
+from quire import registry
 from quire.redis_client import RedisFailure, open_redis
 from quire.registry import Registration
 from scheduler_svc import leases
-from scheduler_svc.leases import LEASE_S, Leases, TakeEpoch
+from scheduler_svc.leases import Leases, TakeEpoch
 from tests.support.redis_server import RedisServer
 
 
@@ -79,14 +80,22 @@ async def turns(count: int, *schedulers: Scheduler) -> None:
             await scheduler.leases.turn()
 
 
+@pytest.fixture(autouse=True)
+def timeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing expires and nobody's patience ends while a test runs, however slowly; expiry is made by hand."""
+    monkeypatch.setattr(registry, "LIFETIME_S", 3600.0)
+    for name in ("LEASE_S", "ORPHAN_S", "UNEVEN_S"):
+        monkeypatch.setattr(leases, name, 3600.0)
+
+
 @pytest.fixture
-def no_orphans(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_orphans(timeless: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is free is anybody's at once."""
     monkeypatch.setattr(leases, "ORPHAN_S", 0.0)
 
 
 @pytest.fixture
-def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_patience(timeless: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is uneven is evened out at once."""
     monkeypatch.setattr(leases, "UNEVEN_S", 0.0)
 
@@ -101,7 +110,7 @@ async def test_a_worker_is_leased_to_exactly_one_scheduler(redis_client: redis.R
     await turns(3, first, second)
     assert (first.workers, second.workers) == ({"w"}, set())
     assert await redis_client.get("quire:lease:w") == b"first"
-    assert 0 < await redis_client.pttl("quire:lease:w") <= LEASE_S * 1000
+    assert 0 < await redis_client.pttl("quire:lease:w") <= leases.LEASE_S * 1000
 
 
 async def test_every_stream_has_an_epoch_above_all_before_it(redis_client: redis.Redis) -> None:

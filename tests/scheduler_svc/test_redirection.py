@@ -13,6 +13,7 @@ import redis.asyncio as redis
 from quire.packing import pack_int32, unpack_int32
 from quire.registry import Registration
 from quire.v1 import scheduler_pb2, types_pb2
+from scheduler_svc import redirection as redirection_module
 from scheduler_svc.core.routing import Load, Offer
 from scheduler_svc.prefix_index import PrefixIndex
 from scheduler_svc.redirection import Redirection
@@ -32,6 +33,13 @@ from tests.support.until import until
 Kind = scheduler_pb2.SchedulerSessionRequest
 LONG = list(range(400))
 CHAIN = [content(i) for i in range(24)]
+LOOKUP_S = redirection_module.LOOKUP_S
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis answers, however long it takes on a busy machine; the test in which it does not says so."""
+    monkeypatch.setattr(redirection_module, "LOOKUP_S", 60.0)
 
 
 def own(cost: int) -> list[Offer]:
@@ -155,8 +163,9 @@ async def test_a_session_is_told_of_the_better_scheduler_once(
 
 
 async def test_a_request_is_served_here_while_redis_does_not_answer(
-    sockets: Sockets, redis_server: RedisServer
+    sockets: Sockets, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(redirection_module, "LOOKUP_S", LOOKUP_S)
     async with running_pair_of_schedulers(sockets, redis_server.url) as (first, second):
         await generate(second, token_request(LONG, 4))
         call = first.stub.Session()
