@@ -257,6 +257,7 @@ def explore(examples: int, steps: int, *, derandomize: bool = False, shrink: boo
         raise
 
 
+@pytest.mark.timeout(1200)
 def test_any_order_of_events() -> None:
     explore(100, 60)
 
