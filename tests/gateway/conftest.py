@@ -83,8 +83,8 @@ async def gateway(
         url = f"http://{service.address}"
         headers = {"Authorization": f"Bearer {API_KEY}"}
         async with (
-            httpx2.AsyncClient(base_url=url, headers=headers, timeout=20) as http,
-            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=API_KEY, max_retries=0, timeout=20) as sdk,
+            httpx2.AsyncClient(base_url=url, headers=headers, timeout=60) as http,
+            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=API_KEY, max_retries=0, timeout=60) as sdk,
         ):
             yield RunningGateway(service, tokenizer, http, sdk)
 
@@ -118,7 +118,7 @@ def gateway_in_thread(directory: Path) -> Iterator[str]:
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()
     try:
-        assert started.wait(20)
+        assert started.wait(60)
         yield url[0]
     finally:
         loop.call_soon_threadsafe(stop.set)

@@ -89,7 +89,7 @@ async def test_async_sdk_streams(gateway: RunningGateway) -> None:
 
 async def test_sync_sdk_works(gateway: RunningGateway) -> None:
     def talk() -> tuple[str | None, str]:
-        with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=API_KEY, timeout=20) as sdk:
+        with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=API_KEY, timeout=60) as sdk:
             whole = sdk.chat.completions.create(model="tiny", messages=HELLO)  # type: ignore[arg-type]
             stream = sdk.chat.completions.create(model="tiny", messages=HELLO, stream=True)  # type: ignore[arg-type]
             return whole.choices[0].message.content, "".join(c.choices[0].delta.content or "" for c in stream)

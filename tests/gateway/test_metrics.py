@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway import exposition
 from gateway.exposition import add_up, merge
 from tests.gateway.conftest import RunningGateway
 
@@ -46,8 +47,9 @@ async def upstream() -> AsyncIterator[str]:
 
 
 @pytest.fixture
-def gateway_settings(upstream: str) -> dict[str, object]:
-    """One service that is there and one that is not."""
+def gateway_settings(upstream: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """One service that is there, however late a busy machine lets it answer, and one that is not."""
+    monkeypatch.setattr(exposition, "_FETCH_LIMIT_S", 60.0)
     return {"metrics_upstreams": (upstream, "http://127.0.0.1:9/metrics")}
 
 
