@@ -6,7 +6,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.support.server import Server
+from tests.support.server import Server, exposition
 from tests.support.transformers_reference import greedy_tokens
 
 pytestmark = pytest.mark.e2e
@@ -117,14 +117,8 @@ def test_errors_are_the_sdk_s_own_exceptions(client: openai.OpenAI, server: Serv
 
 
 def test_metrics_of_every_service_are_behind_one_url(client: openai.OpenAI, server: Server) -> None:
-    import urllib.request
-
     client.completions.create(model="tiny", prompt="one", max_tokens=2)
-    request = urllib.request.Request(
-        f"{server.url}/metrics", headers={"Authorization": f"Bearer {client.api_key}"}
-    )
-    with urllib.request.urlopen(request) as response:
-        text = response.read().decode()
+    text = exposition(server.url)
     for name in (
         "vllm:num_requests_running",
         "vllm:num_requests_waiting",

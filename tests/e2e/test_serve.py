@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.checkpoints import checkpoint
-from tests.support.server import API_KEY, launch, processes_of, running_server
+from tests.support.server import API_KEY, exposition, launch, processes_of, running_server
 
 pytestmark = pytest.mark.e2e
 
@@ -71,12 +71,11 @@ def test_gateways_share_the_port_and_any_of_them_shows_the_metrics_of_all(tmp_pa
             )
             with urllib.request.urlopen(asked) as response:
                 assert response.status == 200
-        asked = urllib.request.Request(
-            f"{server.url}/metrics", headers={"Authorization": f"Bearer {API_KEY}"}
-        )
-        with urllib.request.urlopen(asked) as response:
-            text = response.read().decode()
-        done = [line for line in text.splitlines() if line.startswith("vllm:request_success_total{")]
+        done = [
+            line
+            for line in exposition(server.url).splitlines()
+            if line.startswith("vllm:request_success_total{")
+        ]
         assert sum(float(line.rpartition(" ")[2]) for line in done) == 12
         assert len(processes_of(tmp_path)) == 4
 

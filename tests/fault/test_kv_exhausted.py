@@ -2,14 +2,13 @@
 
 import asyncio
 import re
-import urllib.request
 from pathlib import Path
 
 import openai
 import pytest
 
 from tests.support.checkpoints import checkpoint
-from tests.support.server import API_KEY, Server, running_server
+from tests.support.server import API_KEY, Server, exposition, running_server
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
@@ -35,10 +34,8 @@ async def ask(client: openai.AsyncOpenAI, number: int) -> list[int]:
 
 def metric(server: Server, name: str) -> float:
     """The sum over a metric's labels."""
-    request = urllib.request.Request(f"{server.url}/metrics", headers={"Authorization": f"Bearer {API_KEY}"})
-    with urllib.request.urlopen(request) as response:
-        text = response.read().decode()
-    return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.M))
+    found = re.findall(rf"^{name}(?:{{.*}})? (\S+)$", exposition(server.url), re.M)
+    return sum(map(float, found))
 
 
 async def test_everybody_is_served_right_and_little_is_computed_twice(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -66,12 +67,18 @@ class Server:
         return status
 
 
+_given_ports: set[int] = set()
+
+
 def free_port() -> int:
-    """A TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port that was free a moment ago, and that this process has never given to another."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port not in _given_ports:
+            _given_ports.add(port)
+            return port
 
 
 def is_ready(url: str, path: str = "/health/ready") -> bool:
@@ -81,6 +88,19 @@ def is_ready(url: str, path: str = "/health/ready") -> bool:
             return response.status == 200
     except (urllib.error.URLError, OSError):
         return False
+
+
+def exposition(url: str) -> str:
+    """What a gateway's /metrics shows when no service was too busy to give its own in time: those are left out."""
+    request = urllib.request.Request(f"{url}/metrics", headers={"Authorization": f"Bearer {API_KEY}"})
+    while True:
+        with urllib.request.urlopen(request) as response:
+            text: str = response.read().decode()
+        up = re.findall(r"^quire_gateway_metrics_upstream_up{.*} (\S+)$", text, re.M)
+        assert up, "no service's metrics are asked for"
+        if all(map(float, up)):
+            return text
+        time.sleep(0.05)
 
 
 def processes_of(sockets: Path) -> dict[str, int]:
