@@ -3,7 +3,7 @@
 import grpc
 import openai
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from quire.packing import pack_int32
@@ -146,9 +146,11 @@ token_requests = st.builds(
     ),
     timeout_s=st.floats(),
 )
+FEW = types_pb2.SamplingParams(temperature=0.0, max_tokens=3)
 CLEAR = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.DEADLINE_EXCEEDED,  # a timeout of next to nothing is a fair wish
+    grpc.StatusCode.RESOURCE_EXHAUSTED,  # and refused at once where the speed is known
 }
 profile = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -166,6 +168,8 @@ async def outcome(call) -> grpc.StatusCode:
 
 @profile
 @given(request=text_requests)
+@example(tokenizer_pb2.TextRequest(text="x", n=1, sampling=FEW, timeout_s=1e-6))
+@example(tokenizer_pb2.TextRequest(text="x", n=1, sampling=FEW))
 def test_any_text_request_by_grpc_is_served_or_refused_clearly(
     server: Server, request: tokenizer_pb2.TextRequest
 ) -> None:
@@ -182,6 +186,8 @@ def test_any_text_request_by_grpc_is_served_or_refused_clearly(
 
 @profile
 @given(request=token_requests)
+@example(scheduler_pb2.TokenRequest(prompt_token_ids=pack_int32([5, 6]), n=1, sampling=FEW, timeout_s=1e-6))
+@example(scheduler_pb2.TokenRequest(prompt_token_ids=pack_int32([5, 6]), n=1, sampling=FEW))
 def test_any_token_request_by_grpc_is_served_or_refused_clearly(
     server: Server, request: scheduler_pb2.TokenRequest
 ) -> None:
