@@ -13,6 +13,7 @@ from quire.packing import pack_uint32, unpack_int32
 from tests.gpu_worker.test_server import PROMPT, first_command, loaded, run, worker
 from tests.support.checkpoints import checkpoint
 from tests.support.transformers_reference import greedy_tokens
+from tests.support.until import until
 
 
 def names_in(trace: Path) -> set[str]:
@@ -29,17 +30,19 @@ def unfinished_traces(directory: Path) -> list[Path]:
 
 async def test_sigusr2_writes_a_trace_of_the_steps_that_run_meanwhile(tmp_path: Path) -> None:
     expected = greedy_tokens(checkpoint(), PROMPT, 3)
-    async with worker(tmp_path, profile_dir=str(tmp_path), profile_s=0.05) as (stub, _):
+    # Long enough for a step on a busy machine.
+    async with worker(tmp_path, profile_dir=str(tmp_path), profile_s=1.0) as (stub, _):
         os.kill(os.getpid(), signal.SIGUSR2)  # too early: nothing has been loaded
         await loaded(stub)
         os.kill(os.getpid(), signal.SIGUSR2)
         os.kill(os.getpid(), signal.SIGUSR2)  # one is being recorded
         call, command = run(stub), first_command()
-        while not finished_traces(tmp_path):
+        for _ in range(3):
             await call.write(command)
             assert unpack_int32((await anext(aiter(call))).token_ids).tolist() == expected
             command.step_id += 1
             command.remove_rows = pack_uint32([0])
+        await until(lambda: finished_traces(tmp_path))
         call.cancel()
     (trace,) = finished_traces(tmp_path)
     assert "aten::embedding" in names_in(trace)
