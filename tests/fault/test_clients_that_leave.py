@@ -45,7 +45,7 @@ async def test_nothing_is_left_of_them(tmp_path: Path) -> None:
                     await visit(client, random)
 
             await asyncio.gather(*(lane() for _ in range(AT_ONCE)))
-            async with open_channel(server.address("scheduler")) as channel, asyncio.timeout(60):
+            async with open_channel(server.address("scheduler")) as channel, asyncio.timeout(120):
                 scheduler = scheduler_pb2_grpc.SchedulerStub(channel)
                 while True:
                     status = await scheduler.GetStatus(types_pb2.GetStatusRequest())

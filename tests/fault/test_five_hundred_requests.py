@@ -98,7 +98,7 @@ async def disturb(fleet: Fleet, redis_server: RedisServer, progress: Progress, h
 
 async def until_at_rest(fleet: Fleet, workers: set[str]) -> int:
     """Return what the workers have computed, all together, once nothing runs and no row or block is taken."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while True:
             found = [await fleet.worker_status(name) for name in workers]
             if not any(status.rows_used or status.blocks_used for status in found):
@@ -117,7 +117,7 @@ async def ledger(client: redis.Redis, pattern: str, field: str | None = None) ->
 
 async def settled(fleet: Fleet, client: redis.Redis) -> tuple[Counter[str], int]:
     """What tenants were charged, once no scheduler has anything left to write; and of how many sequences."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while any([await has_unsettled(fleet, name) for name in SCHEDULERS]):
             await asyncio.sleep(0.05)
     keys = [key for key in await client.keys("quire:settled:*") if not key.endswith(b":refused")]

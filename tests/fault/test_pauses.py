@@ -47,7 +47,7 @@ async def outcomes_around(client: openai.AsyncOpenAI, process: int, pause_s: flo
 
 
 async def until_nothing_runs(server: Server) -> None:
-    async with open_channel(server.address("scheduler")) as channel, asyncio.timeout(60):
+    async with open_channel(server.address("scheduler")) as channel, asyncio.timeout(120):
         stub: scheduler_pb2_grpc.SchedulerAsyncStub = scheduler_pb2_grpc.SchedulerStub(channel)
         while True:
             status = await stub.GetStatus(types_pb2.GetStatusRequest())
@@ -83,12 +83,12 @@ async def test_streams_of_a_paused_scheduler_go_on_at_another_and_it_finds_its_p
         (its_worker,) = await driven_by(fleet, "scheduler-a")
         fleet.send("scheduler-a", signal.SIGSTOP)
         # While it stands still: its worker is the other's, and so are its streams.
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while its_worker not in await driven_by(fleet, "scheduler-b"):
                 await asyncio.sleep(0.05)
         assert await streams == undisturbed
         fleet.send("scheduler-a", signal.SIGCONT)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while [len(await driven_by(fleet, name)) for name in schedulers] != [1, 1]:
                 await asyncio.sleep(0.05)
         assert await asyncio.gather(*(long_stream(client, number) for number in range(8))) == undisturbed

@@ -34,7 +34,7 @@ async def fleet_behind(wire: Wire, folder: Path) -> AsyncIterator[tuple[Fleet, o
             fleet.start_scheduler(scheduler, "--max-decode-steps", "1")
         fleet.start_tokenizer("tokenizer")
         await asyncio.to_thread(fleet.start_gateway, "tokenizer")
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while [len(each) for each in (await driven(fleet)).values()] != [1, 1]:
                 await asyncio.sleep(0.05)
         async with openai.AsyncOpenAI(base_url=f"{fleet.url}/v1", api_key=API_KEY, max_retries=0) as client:

@@ -43,7 +43,7 @@ async def fleet_with_workers(
             fleet.start_scheduler(scheduler, *flags)
         fleet.start_tokenizer("tokenizer")
         fleet.start_gateway("tokenizer")
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while [len(await driven_by(fleet, name)) for name in schedulers] != [
                 len(workers) // len(schedulers)
             ] * len(schedulers):
@@ -108,7 +108,7 @@ async def test_streams_move_from_a_scheduler_that_has_lost_its_only_worker(
 
 async def until_charged_as_computed(redis_server: RedisServer, num_requests: int) -> None:
     """Return once the tenants' account is what workers told schedulers; a request that moved is one."""
-    async with open_redis(redis_server.url) as client, asyncio.timeout(30):
+    async with open_redis(redis_server.url) as client, asyncio.timeout(120):
         while True:
             charged = await ledger(client, "quire:usage:*")
             told = sum((await ledger(client, "quire:computed:*")).values())
@@ -151,7 +151,7 @@ async def test_requests_of_the_only_worker_end_with_an_error_to_try_again_when_i
                 model="tiny", prompt="w", max_tokens=1500, extra_body={"ignore_eos": True, "priority": 9}
             )
         )
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while (await fleet.scheduler_status("scheduler")).sequences_running <= NUM_STREAMS:
                 await asyncio.sleep(0.01)
         fleet.end("w", signal.SIGKILL)
@@ -185,19 +185,19 @@ async def test_a_worker_that_joins_is_leased_within_a_second_and_takes_work(
 ) -> None:
     # Events of Redis must not time out: a worker takes seconds to load.
     listener = redis.Redis.from_url(redis_server.url, protocol=2)
-    async with (
-        fleet_with_workers(tmp_path, redis_server, "first") as (fleet, client),
-        events_of(listener, "quire:worker:joins", "quire:lease:joins") as events,
-    ):
+    async with fleet_with_workers(tmp_path, redis_server, "first") as (fleet, client):
         undisturbed = await long_stream(client, 0)
-        fleet.start_worker("joins")
-        heartbeats = 0
-        async for key in events:
-            if key == "quire:lease:joins":
-                break
-            heartbeats += 1
+        (scheduler,) = [key.decode() for key in await listener.keys("quire:scheduler:*")]
+        async with events_of(listener, "quire:worker:joins", "quire:lease:joins", scheduler) as events:
+            fleet.start_worker("joins")
+            while await anext(events) != "quire:worker:joins":
+                pass
+            # By the scheduler's own clock: a machine that lets it wait lets its heart wait, too.
+            heartbeats = 0
+            while (key := await anext(events)) != "quire:lease:joins":
+                heartbeats += key == scheduler
         assert heartbeats * HEARTBEAT_S <= 1.0
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while not (await fleet.worker_status("joins")).tokens_computed:
                 answers = await asyncio.gather(*(long_stream(client, 0) for _ in range(4)))
                 assert answers == [undisturbed] * 4
