@@ -30,7 +30,7 @@ OBSERVABILITY = REPOSITORY / "deploy" / "observability"
 def prometheus(server: Server, tmp_path: Path) -> Iterator[str]:
     """Where one answers that scrapes the server's gateway, which shows the metrics of all services."""
     configuration = yaml.safe_load((OBSERVABILITY / "prometheus.yml").read_text())
-    configuration["global"] = {"scrape_interval": "500ms", "evaluation_interval": "500ms"}
+    configuration["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     configuration["rule_files"] = [str(OBSERVABILITY / "alerts.yml")]
     configuration["scrape_configs"] = [
         {
@@ -65,13 +65,16 @@ def ask(prometheus: str, query: str) -> list[dict[str, Any]]:
 async def test_every_panel_has_series_while_requests_run(
     server: Server, prometheus: str, async_client: openai.AsyncOpenAI
 ) -> None:
-    generated = "sum(rate(vllm:generation_tokens_total[5s])) > 0"
+    generated = "sum(rate(vllm:generation_tokens_total[15s])) > 0"
     while not (await asyncio.to_thread(is_ready, prometheus, "/-/ready")):
         await asyncio.sleep(0.1)
     while not await asyncio.to_thread(ask, prometheus, generated):
         await async_client.completions.create(model="tiny", prompt="Pages", max_tokens=8, stream=False)
-    for title, query in dashboard_queries(rate_interval="1m"):
-        series = await asyncio.to_thread(ask, prometheus, query)
-        assert series or title in OF_FAULTS, f"{title}: {query}"
+    # Every service answers in time for some scrape, if not for each on a busy machine.
+    async with asyncio.timeout(120):
+        for title, query in dashboard_queries(rate_interval="1m"):
+            while not (await asyncio.to_thread(ask, prometheus, query) or title in OF_FAULTS):
+                print(f"no series yet: {title}: {query}")
+                await async_client.completions.create(model="tiny", prompt="Pages", max_tokens=8)
     firing = await asyncio.to_thread(ask, prometheus, 'ALERTS{alertstate="firing"}')
     assert [item["metric"]["alertname"] for item in firing] == []
