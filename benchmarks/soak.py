@@ -97,6 +97,16 @@ class Traffic:
         for client in (*self._clients.values(), self._strangers):
             client.close()
 
+    async def ask_each(self) -> None:
+        """One that is answered, one that is a mistake, and one whose client leaves: every run has these."""
+        for fields, patience_s in (
+            ({"max_tokens": 1}, None),
+            ({"max_tokens": 0}, None),
+            ({"max_tokens": 1000, "ignore_eos": True}, 0.02),
+        ):
+            body = orjson.dumps({"prompt": "apple", **fields})
+            self._note(await self._clients["/v1/completions"].post(body, patience_s=patience_s))
+
     async def ask(self) -> None:
         """One request, to its end or its client's."""
         random = self._random
@@ -157,6 +167,7 @@ class Soak:
 
     async def run(self, seconds: float, rests: int) -> None:
         """So many periods of traffic, each with a rest after it."""
+        await self.traffic.ask_each()
         for _ in range(rests):
             await self._traffic_for(seconds / rests)
             await self._rest()
@@ -180,7 +191,13 @@ class Soak:
                     self.left_over.append(f"{time.monotonic() - self._started:.0f} s: {held}")
                     break
                 await asyncio.sleep(_POLL_S)
-        await asyncio.sleep(1.0)  # sockets that are closed leave the tables of their processes
+        # Sockets that are closed leave the tables of their processes, later where the machine is busy.
+        before: dict[str, int] = {}
+        while (files := {name: _num_files(pid) for name, pid in self._pids.items()}) != before:
+            if time.monotonic() > give_up_at:
+                break
+            before = files
+            await asyncio.sleep(1.0)
         for name, pid in self._pids.items():
             self.rests[name].append(_look(pid, time.monotonic() - self._started))
 
@@ -225,7 +242,11 @@ def _look(pid: int, at_s: float) -> Rest:
     folder = Path(f"/proc/{pid}")
     fields = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines() if ":" in line)
     rss, threads = int(fields["VmRSS"].split()[0]) * 1024, int(fields["Threads"])
-    return Rest(at_s, rss, len(list((folder / "fd").iterdir())), threads)
+    return Rest(at_s, rss, _num_files(pid), threads)
+
+
+def _num_files(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 @contextlib.contextmanager
