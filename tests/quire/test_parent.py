@@ -52,11 +52,11 @@ async def test_a_killed_launcher_takes_its_services_along() -> None:
 
 def test_a_service_whose_launcher_is_gone_already_ends_at_once() -> None:
     environment = {**os.environ, PARENT_ENV: "1"}
-    done = subprocess.run([sys.executable, "-c", CHILD], env=environment, capture_output=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", CHILD], env=environment, capture_output=True)
     assert (done.returncode, done.stdout) == (0, b"")
 
 
 def test_a_service_that_nobody_launched_goes_on() -> None:
     code = "from quire.parent import follow_parent; follow_parent(); print('up')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
     assert done.stdout == b"up\n"

@@ -22,6 +22,8 @@ from scheduler_svc.server import SchedulerServicer
 from scheduler_svc.settings import SchedulerSettings
 
 VOCAB = 1000
+# Of waiting for a condition, which a process may have to be started for on a busy machine.
+LIMIT_S = 120.0
 
 
 @dataclass
@@ -39,13 +41,13 @@ class Service:
 
     async def until_state(self, state: types_pb2.ServiceState.ValueType) -> None:
         """Return once it is in `state`."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             while (await self.status()).state != state:
                 await asyncio.sleep(0.005)
 
     async def until_retired(self, step_id: int) -> scheduler_pb2.ReplicaStatus:
         """Return its only replica's status once this command has retired and two more are in flight."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             while True:
                 (replica,) = (await self.status()).replicas
                 if (replica.last_step_retired, replica.last_step_sent) == (step_id, step_id + 2):
@@ -54,13 +56,13 @@ class Service:
 
     async def until_running(self, count: int) -> None:
         """Return once so many sequences hold a row and keep it."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             while (await self.status()).sequences_running != count:
                 await asyncio.sleep(0.005)
 
     async def until_free(self) -> scheduler_pb2.ReplicaStatus:
         """Return its only replica's status once no row and no block is in use."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             while True:
                 (replica,) = (await self.status()).replicas
                 if replica.rows_used == 0 and replica.blocks_used == 0:

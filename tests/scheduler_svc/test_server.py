@@ -91,7 +91,7 @@ async def test_a_full_queue_refuses_and_says_when_to_come_again(sockets: Sockets
         calls = [service.stub.Generate(token_request([1], 400))]
         await calls[0].read()
         calls += [service.stub.Generate(token_request([2], 4)) for _ in range(2)]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (await service.status()).sequences_waiting < 2:
                 await asyncio.sleep(0.005)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -120,7 +120,7 @@ async def test_health_follows_the_worker_and_a_standby_is_healthy(sockets: Socke
         watch = health.Watch(health_pb2.HealthCheckRequest(service="quire.v1.Scheduler"))
         process = health.Watch(health_pb2.HealthCheckRequest())
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (await process.read()).status != health_pb2.HealthCheckResponse.SERVING:
                 pass  # not listening long enough yet
         async with running_worker(sockets("worker")):

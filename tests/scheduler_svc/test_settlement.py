@@ -142,7 +142,7 @@ async def test_any_number_of_ends_of_a_step_are_one_write(redis_server: RedisSer
     settling = asyncio.create_task(ledger.run())
     for number in range(100):
         ledger.add(record(f"r{number}", computed_tokens=1))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while ledger.num_unsettled:
             await asyncio.sleep(0.005)
     calls = await client.info("commandstats")
@@ -204,7 +204,7 @@ async def test_the_embedded_server_drops_marks_that_nobody_looks_at_again() -> N
     client = FakeAsyncRedis(server=server)
     await client.set("quire:settled:old:0", "0;s=1", px=1)
     ledger, number = Settlement(client, "s"), 0
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while b"quire:settled:old:0" in server.dbs[0]._dict:
             number += 1
             ledger.add(record(f"r{number}"))

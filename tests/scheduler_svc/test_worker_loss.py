@@ -12,6 +12,7 @@ from quire.packing import unpack_int32
 from quire.service import Shutdown
 from quire.v1 import types_pb2
 from tests.scheduler_svc.conftest import (
+    LIMIT_S,
     VOCAB,
     Service,
     Sockets,
@@ -71,7 +72,7 @@ async def test_streams_move_to_the_worker_that_is_left(sockets: Sockets) -> None
     async with running_scheduler(sockets("scheduler"), *addresses, max_decode_steps=1) as service:
         begun = asyncio.Event()
         with worker_process(addresses[0], **_SLOW) as first, worker_process(addresses[1], **_SLOW):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(LIMIT_S):
                 while sum(replica.connected for replica in (await service.status()).replicas) < 2:
                     await asyncio.sleep(0.005)
             streams = asyncio.create_task(_run_all(service, begun))
@@ -186,11 +187,11 @@ async def test_a_worker_of_another_model_is_refused_while_requests_live(sockets:
             await service.until_state(types_pb2.SERVICE_STATE_READY)
         await service.until_state(types_pb2.SERVICE_STATE_STARTING)
         waiting = asyncio.create_task(generate(service, token_request([1], 5)))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             while (await service.status()).sequences_waiting == 0:
                 await asyncio.sleep(0.005)
         async with running_worker(sockets("worker"), model_name="other") as worker:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(LIMIT_S):
                 while worker._lease_epoch == 0:
                     await asyncio.sleep(0.005)
             assert (await service.status()).state == types_pb2.SERVICE_STATE_STARTING

@@ -6,7 +6,7 @@ from collections.abc import Callable
 _POLL_S = 0.005
 
 
-async def until(condition: Callable[[], object], *, timeout_s: float = 20.0) -> None:
+async def until(condition: Callable[[], object], *, timeout_s: float = 60.0) -> None:
     """Return once `condition()` is true. Raises TimeoutError."""
     async with asyncio.timeout(timeout_s):
         while not condition():

@@ -81,7 +81,7 @@ async def generate(service: TokenizerServicer, **fields: Any) -> list[int]:
 
 async def ready(service: TokenizerServicer, num_schedulers: int) -> None:
     """Wait until so many schedulers would take a request."""
-    async with open_channel(service.rpc.address) as channel, asyncio.timeout(20):
+    async with open_channel(service.rpc.address) as channel, asyncio.timeout(60):
         stub = tokenizer_pb2_grpc.TokenizerStub(channel)
         while True:
             status = await stub.GetStatus(types_pb2.GetStatusRequest())

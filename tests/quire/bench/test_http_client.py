@@ -131,6 +131,6 @@ async def test_a_client_that_leaves_closes_its_connection() -> None:
     client = HttpClient(f"http://127.0.0.1:{port}", "/", "key")
     answer = await client.post(b"{}", patience_s=0.2)
     assert "the client left" in answer.failure
-    await asyncio.wait_for(left.wait(), 20)
+    await asyncio.wait_for(left.wait(), 60)
     client.close()
     server.close()

@@ -82,7 +82,7 @@ async def exhaust(call: grpc.aio.Call) -> None:
 async def outcomes(address: str, identity: Security) -> list[grpc.StatusCode]:
     """How each kind of call ends."""
     found = []
-    async with open_channel(address, identity) as channel, asyncio.timeout(20):
+    async with open_channel(address, identity) as channel, asyncio.timeout(60):
         stub = scheduler_pb2_grpc.SchedulerStub(channel)
         session = stub.Session()
         for waiting in (
