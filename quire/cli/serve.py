@@ -203,7 +203,8 @@ def _commands(options: ServeOptions, sockets: str, keys_file: Path) -> list[Serv
     shared = ["--log-level", options.log_level]
     if options.otlp_endpoint:
         shared += ["--otlp-endpoint", options.otlp_endpoint]
-    metrics = {name: f"127.0.0.1:{_free_port()}" for name in ("tokenizer_svc", "scheduler_svc", "gpu_worker")}
+    free = _free_addresses(options.port)
+    metrics = {name: next(free) for name in ("tokenizer_svc", "scheduler_svc", "gpu_worker")}
     worker = [
         *("--listen", f"unix:{sockets}/worker", "--model", options.model, "--device", options.device),
         *("--dtype", options.dtype, "--load-format", options.load_format),
@@ -230,7 +231,7 @@ def _commands(options: ServeOptions, sockets: str, keys_file: Path) -> list[Serv
         *("--metrics-upstreams", ",".join(f"http://{address}/metrics" for address in metrics.values())),
     ]
     return [
-        *_gateways(options, [*gateway, *shared, *_tls(options.certs, "gateway")]),
+        *_gateways(options, [*gateway, *shared, *_tls(options.certs, "gateway")], free),
         ServiceCommand("tokenizer_svc", [*tokenizer, *shared, *_tls(options.certs, "tokenizer_svc")]),
         ServiceCommand("scheduler_svc", [*scheduler, *shared, *_tls(options.certs, "scheduler_svc")]),
         ServiceCommand(
@@ -251,12 +252,12 @@ def _identity_files(folder: Path) -> tuple[Path, Path, Path]:
     return folder / CERTIFICATE_FILE, folder / KEY_FILE, folder / AUTHORITY_FILE
 
 
-def _gateways(options: ServeOptions, flags: list[str]) -> list[ServiceCommand]:
+def _gateways(options: ServeOptions, flags: list[str], free: Iterator[str]) -> list[ServiceCommand]:
     """One, or several that share the port; whichever is asked for metrics shows those of all."""
     secrets = {"QUIRE_API_KEY": options.api_key} if options.api_key else {}
     if options.gateways == 1:
         return [ServiceCommand("gateway", flags, secrets)]
-    metrics = [f"127.0.0.1:{_free_port()}" for _ in range(options.gateways)]
+    metrics = [next(free) for _ in range(options.gateways)]
     commands = []
     for number, address in enumerate(metrics, start=1):
         peers = ",".join(f"http://{peer}/metrics" for peer in metrics if peer != address)
@@ -276,11 +277,16 @@ def _check_port(host: str, port: int) -> None:
             raise LaunchError(f"cannot listen on {host}:{port}: {error.strerror}") from None
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _free_addresses(http_port: int) -> Iterator[str]:
+    """Free ones of this machine for metrics: none twice, though nobody listens yet, nor with the port of HTTP."""
+    given = {http_port}
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port not in given:
+            given.add(port)
+            yield f"127.0.0.1:{port}"
 
 
 def _say(line: str) -> None:
