@@ -21,6 +21,8 @@ pytestmark = [pytest.mark.fault, pytest.mark.e2e, pytest.mark.slow, pytest.mark.
 NUM_REQUESTS = 500
 AT_ONCE = 24
 SCHEDULERS = ("scheduler-a", "scheduler-b")
+# A busy machine may predict that a request waits for more than a minute: it is to be right, not soon.
+SCHEDULER = ("--grace-s", "0.5", "--max-decode-steps", "2", "--max-wait-s", "0")
 # Few enough blocks that sequences are preempted, too.
 WORKER = ("--kv-cache-memory", "48MiB", "--max-model-len", "2048", "--max-rows", "16")
 
@@ -35,7 +37,7 @@ def lasting_redis(tmp_path: Path) -> Iterator[RedisServer]:
 async def start(fleet: Fleet) -> None:
     """Two schedulers, three workers, two tokenizer services, one gateway; every worker leased."""
     for name in SCHEDULERS:
-        fleet.start_scheduler(name, "--grace-s", "0.5", "--max-decode-steps", "2")
+        fleet.start_scheduler(name, *SCHEDULER)
     for name in ("worker-0", "worker-1", "worker-2"):
         fleet.start_worker(name, *WORKER)
     for name in ("tokenizer-0", "tokenizer-1"):
@@ -89,7 +91,7 @@ async def disturb(fleet: Fleet, redis_server: RedisServer, progress: Progress, h
     await at(60, lambda: fleet.end("worker-1", signal.SIGKILL))
     await at(61, lambda: fleet.start_worker("worker-3", *WORKER))
     await at(160, lambda: fleet.end("scheduler-a", how))
-    await at(170, lambda: fleet.start_scheduler("scheduler-a", "--grace-s", "0.5", "--max-decode-steps", "2"))
+    await at(170, lambda: fleet.start_scheduler("scheduler-a", *SCHEDULER))
     await at(280, redis_server.stop)
     await at(340, redis_server.start)
     await at(420, lambda: fleet.end("tokenizer-0", signal.SIGKILL))

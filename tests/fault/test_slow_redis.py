@@ -49,7 +49,7 @@ async def all_streams(client: openai.AsyncOpenAI) -> list[str]:
     return await asyncio.gather(*(long_stream(client, number) for number in range(NUM_STREAMS)))
 
 
-@pytest.mark.parametrize("delay_s", [0.9, 2.0], ids=["within the client's patience", "beyond it"])
+@pytest.mark.parametrize("delay_s", [0.7, 2.0], ids=["within the client's patience", "beyond it"])
 async def test_streams_go_on_and_workers_stay(
     redis_server: RedisServer, tmp_path: Path, delay_s: float
 ) -> None:
