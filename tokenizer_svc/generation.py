@@ -38,7 +38,6 @@ class Generation:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="encode")
         self._tokenizer: TextTokenizer | None = None
         self._response_template: dict[str, Any] | None = None
-        self.draining = False
 
     @property
     def tokenizer(self) -> TextTokenizer:
@@ -83,8 +82,6 @@ class Generation:
     async def submit(self, request: tokenizer_pb2.TextRequest, new_delta: DeltaSink) -> LiveRequest:
         """Start a request; its deltas come through `new_delta`. Raises QuireError."""
         started, started_ns = time.monotonic(), time.time_ns()
-        if self.draining:
-            raise NotReady("the tokenizer service is shutting down; try again", retry_after_s=1.0)
         check_options(request)
         if request.n > _MAX_N:
             raise InvalidRequest(f"n is at most {_MAX_N}", param="n")

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import structlog
 
-from quire.errors import InvalidRequest, QuireError, from_proto
+from quire.errors import InvalidRequest, NotReady, QuireError, from_proto
 from quire.model_files import resolve_model
 from quire.packing import pack_int32, unpack_int32
 from quire.redis_client import open_redis
@@ -51,6 +51,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
         self._sessions: set[GatewaySession] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._num_calls = 0
+        self._draining = False
         self._drained = asyncio.Event()
 
     # -- the process
@@ -64,10 +65,13 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
         ]
 
     async def drain(self) -> None:
-        """Refuse new requests; return when those in progress have ended."""
-        self._generation.draining = True
-        await self.rpc.set_serving(False)
+        """Refuse new calls, and tell sessions; return when what is in progress has ended.
+
+        What a session brings before its peer has heard of it is served, or goes on elsewhere when the session ends.
+        """
+        self._draining = True
         self._announce()
+        await self.rpc.set_serving(False)
         self._note_progress()
         await self._drained.wait()
 
@@ -95,7 +99,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
         self._announce()
 
     def _state(self) -> types_pb2.ServiceState.ValueType:
-        if self._generation.draining:
+        if self._draining:
             return types_pb2.SERVICE_STATE_DRAINING
         if self._generation.loaded and self._schedulers.takes_requests:
             return types_pb2.SERVICE_STATE_READY
@@ -118,7 +122,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
 
     def _note_progress(self) -> None:
         metrics.requests_running.set(self._schedulers.num_live)
-        if self._generation.draining and self._schedulers.num_live == 0 and self._num_calls == 0:
+        if self._draining and self._schedulers.num_live == 0 and self._num_calls == 0:
             self._drained.set()
 
     # -- the calls
@@ -146,6 +150,8 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
         self, request: tokenizer_pb2.TextRequest, context: Context
     ) -> AsyncIterator[tokenizer_pb2.TextDelta]:
         """One request of an outside client; leaving the stream cancels it."""
+        if self._draining:
+            raise NotReady("the tokenizer service is shutting down; try again", retry_after_s=1.0)
         session = GatewaySession(self._generation, self._schedulers)
         self._sessions.add(session)
         self._num_calls += 1

@@ -293,6 +293,28 @@ async def test_a_drain_refuses_new_requests_and_finishes_those_it_has(tmp_path: 
         await drained
 
 
+async def test_what_a_session_brings_before_it_has_heard_of_a_drain_is_served(tmp_path: Path) -> None:
+    async with running(tmp_path, step_us=1000) as stack:
+        session, running_call = stack.stub.Session(), stack.stub.Generate(request(200))
+        await session.read()
+        await anext(aiter(running_call))
+        drained = asyncio.create_task(stack.tokenizer.drain())
+        await until_state(stack, types_pb2.SERVICE_STATE_DRAINING)
+        submit = tokenizer_pb2.TokenizerSessionRequest.Submit(handle=1, request=request(2))
+        await session.write(tokenizer_pb2.TokenizerSessionRequest(submit=submit))
+        states, found = [], []
+        while not any(delta.finish_reason for delta in found):
+            message = await session.read()
+            states += [message.announcement.state] if message.HasField("announcement") else []
+            found += message.deltas
+        assert (set(states), found[-1].finish_reason) == (
+            {types_pb2.SERVICE_STATE_DRAINING},
+            types_pb2.FINISH_REASON_LENGTH,
+        )
+        running_call.cancel()
+        await drained
+
+
 async def test_a_long_prompt_is_prepared_in_a_thread_and_a_short_one_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
