@@ -11,7 +11,7 @@ from quire.errors import InvalidRequest
 from quire.packing import pack_int32
 from quire.v1 import scheduler_pb2, types_pb2, worker_pb2
 from scheduler_svc.core.limits import Limits
-from scheduler_svc.flight_recorder import RecordedScheduler, replay
+from scheduler_svc.flight_recorder import FORMAT, RecordedScheduler, replay
 
 
 def described() -> worker_pb2.WorkerDescription:
@@ -101,4 +101,10 @@ def test_a_command_that_differs_is_named(tmp_path: Path) -> None:
 def test_what_is_no_record_is_said_to_be_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "record").write_bytes(content)
     with pytest.raises(ValueError, match="record"):
+        replay(tmp_path / "record")
+
+
+def test_a_record_of_an_older_core_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "record").write_bytes(pickle.dumps({"format": FORMAT - 1, "state": b"", "calls": []}))
+    with pytest.raises(ValueError, match=f"has format {FORMAT - 1}; this program reads {FORMAT}"):
         replay(tmp_path / "record")
