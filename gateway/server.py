@@ -124,7 +124,7 @@ class GatewayService:
             await asyncio.wait([task])
 
     def readiness(self) -> Readiness:
-        """Whether a request would be served now."""
+        """Whether a request would be served: now, or after a wait for a service that has just gone."""
         return self.pool.readiness()
 
     def _api_keys(self) -> ApiKeys:

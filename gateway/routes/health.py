@@ -19,7 +19,7 @@ def health_routes(pool: TokenizerPool) -> APIRouter:
     @router.get("/health", include_in_schema=False)
     @router.get("/health/ready")
     async def ready() -> Response:
-        """200 while a request would be served; 503 with the reason and the load progress otherwise."""
+        """200 while a request would be served, maybe after a wait; 503 with the reason and the load progress if not."""
         state = pool.readiness()
         if state.ready:
             return Response(b'{"status":"ready"}', media_type="application/json")

@@ -118,7 +118,7 @@ class BlockPool:
         """The blocks with these hashes, all of which can be found."""
         return list(map(self._blocks.__getitem__, hashes))
 
-    def num_leading(self, hashes: Sequence[bytes], first: int, most: int) -> int:
+    def first_unknown(self, hashes: Sequence[bytes], first: int, most: int) -> int:
         """The place from `first` on of the first block that cannot be found by its hash; `most` if all before can."""
         blocks = self._blocks
         for place in range(first, most):

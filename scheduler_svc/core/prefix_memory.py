@@ -36,7 +36,7 @@ class PrefixMemory:
         known = self._known.get(name)
         if known is None or known.pool is not pool:
             known = _Known(pool, 0, pool.num_forgotten)
-        length = pool.num_leading(hashes, self._still_held(known, hashes), most)
+        length = pool.first_unknown(hashes, self._still_held(known, hashes), most)
         self._known[name] = _Known(pool, length, pool.num_forgotten)
         return length
 

@@ -1,4 +1,4 @@
-"""Half a minute of random traffic through every real service leaves no row, block, queue or file behind.
+"""Half a minute of random traffic through every real service leaves no row, block or queue behind, nor files.
 
 What counts as growth is judged on its own.
 """

@@ -99,9 +99,9 @@ def test_a_command_that_differs_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"text", pickle.dumps([1]), pickle.dumps({"format": 99})])
 def test_what_is_no_record_is_said_to_be_none(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "record").write_bytes(content)
+    (tmp_path / "file").write_bytes(content)
     with pytest.raises(ValueError, match="record"):
-        replay(tmp_path / "record")
+        replay(tmp_path / "file")
 
 
 def test_a_record_of_an_older_core_is_said_to_be_one(tmp_path: Path) -> None:
