@@ -23,9 +23,10 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.service_processes import REPOSITORY, free_port
+from benchmarks.service_processes import REPOSITORY
 from quire import keys
 from quire.bench.report import print_table
+from quire.launcher import free_port
 
 _RESAMPLINGS = 1000
 _OTHER_KEYS = 100

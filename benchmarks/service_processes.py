@@ -5,13 +5,14 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from quire.launcher import free_port
 
 REPOSITORY = Path(__file__).parents[1]
 API_KEY = "sk-benchmark"
@@ -102,11 +103,3 @@ def service_processes(
             for process in processes.values():
                 process.send_signal(signal.SIGKILL)
                 process.wait()
-
-
-def free_port() -> int:
-    """A TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -37,11 +37,11 @@ from benchmarks.service_processes import (
     DEMO_MODEL,
     REAL_WORKER,
     ServiceProcesses,
-    free_port,
     service_processes,
 )
 from quire.bench.http_client import Exchange, HttpClient
 from quire.bench.report import print_table, significant
+from quire.launcher import free_port
 from quire.rpc.channel import open_channel
 from quire.v1 import scheduler_pb2_grpc, types_pb2
 

@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -149,3 +150,23 @@ class Launcher:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+
+
+def free_ports(taken: Iterable[int] = ()) -> Iterator[int]:
+    """TCP ports of this machine that were free a moment ago: none twice, though nobody listens yet, none of `taken`."""
+    given = set(taken)
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port not in given:
+            given.add(port)
+            yield port
+
+
+_of_this_process = free_ports()
+
+
+def free_port() -> int:
+    """One that this process has never given to another."""
+    return next(_of_this_process)

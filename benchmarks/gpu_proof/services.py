@@ -1,7 +1,6 @@
 """Scheduler and worker as processes of their own, a session with them, and the worker's metrics."""
 
 import asyncio
-import socket
 import sys
 import urllib.request
 import uuid
@@ -13,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.gpu_proof.token_session import TokenSession
 from quire.bench.engine import model_directory
+from quire.launcher import free_port
 from quire.local import LocalServices
 from quire.rpc.channel import open_channel
 from quire.v1 import types_pb2, worker_pb2, worker_pb2_grpc
@@ -51,7 +51,7 @@ async def running_services(
 
     Raises LaunchError, with the service's own last words, where one cannot start.
     """
-    metrics_address = f"127.0.0.1:{_free_port()}"
+    metrics_address = f"127.0.0.1:{free_port()}"
     with model_directory(model) as (directory, load_format):
         settings = {"load_format": load_format, "metrics_listen": metrics_address, **worker}
         local = LocalServices(
@@ -78,13 +78,6 @@ def say(line: str) -> None:
 def request_name() -> str:
     """Unique for all time."""
     return uuid.uuid4().hex
-
-
-def _free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port: int = listening.getsockname()[1]
-        return port
 
 
 def _fetch(url: str) -> str:

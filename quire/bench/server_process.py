@@ -5,7 +5,6 @@ import contextlib
 import os
 import secrets
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quire.bench.machine import cpu_s
-from quire.launcher import LaunchError
+from quire.launcher import LaunchError, free_port
 from quire.rpc.channel import open_channel
 from quire.v1 import worker_pb2, worker_pb2_grpc
 
@@ -50,7 +49,7 @@ class RunningServer:
 async def started_server(model: Path, flags: Sequence[str]) -> AsyncIterator[RunningServer]:
     """`quire serve MODEL FLAGS` on a free port, until the end of the block. Raises LaunchError with its last words."""
     with tempfile.TemporaryDirectory(prefix="quire-") as folder:
-        port, key = _free_port(), secrets.token_hex(16)
+        port, key = free_port(), secrets.token_hex(16)
         log = Path(folder) / "serve.log"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("QUIRE_")}
         started = time.perf_counter()
@@ -113,10 +112,3 @@ def _services_of(launcher: int) -> list[tuple[int, str]]:
             if parent == launcher and "-m" in words:
                 found.append((int(folder.name), words[words.index("-m") + 1]))
     return found
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

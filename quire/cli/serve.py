@@ -20,7 +20,7 @@ from quire.cli.authority import AUTHORITY_FILE, CERTIFICATE_FILE, KEY_FILE
 from quire.cli.certs import OPERATOR
 from quire.cli.readiness import Readiness
 from quire.errors import QuireError
-from quire.launcher import Launcher, LaunchError, ServiceCommand
+from quire.launcher import Launcher, LaunchError, ServiceCommand, free_ports
 from quire.local import demo_model
 from quire.model_files import resolve_model
 from quire.rpc import security
@@ -278,15 +278,8 @@ def _check_port(host: str, port: int) -> None:
 
 
 def _free_addresses(http_port: int) -> Iterator[str]:
-    """Free ones of this machine for metrics: none twice, though nobody listens yet, nor with the port of HTTP."""
-    given = {http_port}
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port not in given:
-            given.add(port)
-            yield f"127.0.0.1:{port}"
+    """Of this machine, for metrics: none twice, nor with the port of HTTP."""
+    return (f"127.0.0.1:{port}" for port in free_ports([http_port]))
 
 
 def _say(line: str) -> None:

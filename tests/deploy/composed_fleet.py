@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.support.server import REPOSITORY, free_port, is_ready
+from quire.launcher import free_port
+from tests.support.server import REPOSITORY, is_ready
 
 _POLL_S = 0.2
 _START_LIMIT_S = 600.0

@@ -14,9 +14,10 @@ import pytest
 
 from gateway.pool import Admission
 from gateway.server import GatewayService
+from quire.launcher import free_port
 from tests.gateway.conftest import API_KEY, running_service
 from tests.support.fake_tokenizer import FakeTokenizer
-from tests.support.server import REPOSITORY, free_port
+from tests.support.server import REPOSITORY
 
 FOLDER = REPOSITORY / "deploy" / "front"
 # Longer than as deployed: on a busy machine the front's checks come late, or their answers.

@@ -14,8 +14,9 @@ import openai
 import pytest
 import yaml
 
+from quire.launcher import free_port
 from tests.support.dashboard import OF_FAULTS, dashboard_queries
-from tests.support.server import API_KEY, REPOSITORY, Server, free_port, is_ready
+from tests.support.server import API_KEY, REPOSITORY, Server, is_ready
 
 pytestmark = [
     pytest.mark.e2e,

@@ -14,12 +14,13 @@ import pytest
 from typer.testing import CliRunner
 
 from quire.cli import app
+from quire.launcher import free_port
 from quire.rpc.channel import open_channel
 from quire.rpc.identity import read_identity
 from quire.rpc.security import Security
 from quire.v1 import scheduler_pb2_grpc, tokenizer_pb2_grpc, types_pb2, worker_pb2_grpc
 from tests.support.identities import TOKEN
-from tests.support.server import API_KEY, REPOSITORY, free_port, is_ready, running_server
+from tests.support.server import API_KEY, REPOSITORY, is_ready, running_server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import httpx2
 
 from quire import keys
+from quire.launcher import free_port
 from quire.v1 import tokenizer_pb2
 from tests.support.fake_tokenizer import Delta, FakeTokenizer, last, usage
 from tests.support.otlp_receiver import ReceivedSpan, otlp_receiver
-from tests.support.server import REPOSITORY, free_port
+from tests.support.server import REPOSITORY
 from tests.support.until import until
 
 # Of waiting for a process to start or to end, on a busy machine too.

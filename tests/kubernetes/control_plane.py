@@ -23,8 +23,9 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from quire.launcher import free_port
 from tests.kubernetes.manifests import Object
-from tests.support.server import REPOSITORY, free_port
+from tests.support.server import REPOSITORY
 
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
 # Those of tools/build_kubernetes.sh, or others of yours.

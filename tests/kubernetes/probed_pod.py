@@ -14,8 +14,9 @@ from socket import create_connection
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from quire.launcher import free_port
 from tests.kubernetes.manifests import Object, Pod
-from tests.support.server import REPOSITORY, free_port
+from tests.support.server import REPOSITORY
 
 _LIMIT_S = 10.0
 _SECRETS = "/run/secrets/quire"

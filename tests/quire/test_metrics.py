@@ -5,8 +5,8 @@ import urllib.request
 import pytest
 from prometheus_client import Gauge
 
+from quire.launcher import free_port
 from quire.metrics import REGISTRY, serve_metrics
-from tests.support.server import free_port
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"
 # What Prometheus 2.42 and 3.5 send.

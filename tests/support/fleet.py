@@ -11,9 +11,10 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+from quire.launcher import free_port
 from quire.rpc.channel import open_channel
 from quire.v1 import scheduler_pb2, scheduler_pb2_grpc, types_pb2, worker_pb2, worker_pb2_grpc
-from tests.support.server import API_KEY, REPOSITORY, free_port, is_ready
+from tests.support.server import API_KEY, REPOSITORY, is_ready
 
 _POLL_S = 0.05
 

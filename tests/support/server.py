@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from quire.launcher import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 API_KEY = "sk-tests"
@@ -65,20 +66,6 @@ class Server:
         status = self.process.wait()
         self.output()
         return status
-
-
-_given_ports: set[int] = set()
-
-
-def free_port() -> int:
-    """A TCP port that was free a moment ago, and that this process has never given to another."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port not in _given_ports:
-            _given_ports.add(port)
-            return port
 
 
 def is_ready(url: str, path: str = "/health/ready") -> bool:

@@ -7,9 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from quire.cli import app
+from quire.launcher import free_port
 from quire.rpc.identity import dns_name, read_identity
 from quire.settings import SERVICES
-from tests.support.server import free_port
 
 
 def make(folder: Path, *options: str) -> str:
