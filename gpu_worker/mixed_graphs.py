@@ -1,13 +1,13 @@
 """CUDA graphs of steps with prompts: without them the host's launches, not the GPU, would set a short prompt's time.
 
 A batch runs as the next larger size in tokens and decoding rows, filled up with tokens that go nowhere, rows that are
-done, chunks without queries and tiles past their chunk's end. Large batches keep the GPU busy by themselves.
+done, chunks without queries and tiles past their chunk's end. Sizes that keep the GPU busy by themselves are not
+recorded: of a large model most, of a small one none.
 """
 
 import time
 from bisect import bisect_left
 from collections.abc import Callable
-from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,12 +18,14 @@ from gpu_worker.model_steps import ModelSteps
 from gpu_worker.step_batch import StepBatch
 from kernels.paged_attention import QUERY_TILE
 
-MOST_TOKENS = 2048
+MOST_TOKENS = 8192
 MOST_DECODING = 256
-_MOST_CHUNKS = 8
-_TOKENS = (64, 128, 256, 384, 512, 768, 1024, 1536, MOST_TOKENS)
+_TOKENS = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, MOST_TOKENS)
 _DECODING = (0, 16, 64, MOST_DECODING)
+_FEWEST_CHUNKS = 8
 _PAST_THE_END = 1 << 30
+# Of a step's time what the GPU may need after the last launch, if the launches set it.
+_TAIL = 0.1
 _NARROW = ("query_lens", "query_starts", "chunk_ends", "tile_chunks", "tile_starts")
 """Fields that the kernels read as int32."""
 
@@ -34,9 +36,15 @@ class MixedSize(NamedTuple):
     tokens: int
     decoding: int
 
+    @property
+    def chunks(self) -> int:
+        """Prompts that it has room for: so many that they are a tile long on average."""
+        return max(_FEWEST_CHUNKS, self.tokens // QUERY_TILE)
+
     def fields(self) -> dict[str, tuple[int, int]]:
         """Length and filling of each field, in the order in which they are packed; the narrow ones come last."""
-        rows, tiles = self.decoding + _MOST_CHUNKS, self.tokens // QUERY_TILE + _MOST_CHUNKS
+        chunks = self.chunks
+        rows, tiles = self.decoding + chunks, self.tokens // QUERY_TILE + chunks
         return {
             "decode_rows": (self.decoding, -1),
             "prefill_tokens": (self.tokens, 0),
@@ -44,9 +52,9 @@ class MixedSize(NamedTuple):
             "prefill_slots": (self.tokens, -1),
             "attention_rows": (rows, -1),
             "sample_at": (rows, 0),
-            "query_lens": (_MOST_CHUNKS, 0),
-            "query_starts": (_MOST_CHUNKS, 0),
-            "chunk_ends": (_MOST_CHUNKS, 0),
+            "query_lens": (chunks, 0),
+            "query_starts": (chunks, 0),
+            "chunk_ends": (chunks, 0),
             "tile_chunks": (tiles, 0),
             "tile_starts": (tiles, _PAST_THE_END),
         }
@@ -77,11 +85,10 @@ class MixedGraphs:
         """The size as which a batch runs; None where no graph is that large, or nothing is prefilled."""
         tokens = bisect_left(self._tokens, batch.num_prefilled)
         decoding = bisect_left(self._decoding, batch.num_decoding)
-        if not batch.prefill or len(batch.prefill["query_lens"]) > _MOST_CHUNKS:
+        if not batch.prefill or tokens == len(self._tokens) or decoding == len(self._decoding):
             return None
-        if tokens == len(self._tokens) or decoding == len(self._decoding):
-            return None
-        return MixedSize(self._tokens[tokens], self._decoding[decoding])
+        size = MixedSize(self._tokens[tokens], self._decoding[decoding])
+        return size if len(batch.prefill["query_lens"]) <= size.chunks else None
 
     def pack(self, batch: StepBatch, size: MixedSize) -> NDArray[np.int64]:
         """A batch, filled up, in one array."""
@@ -89,7 +96,7 @@ class MixedGraphs:
         shift = size.decoding - num_decoding
         sample_at = prefill["sample_at"].astype(np.int64)
         sample_at[num_decoding:] += shift
-        attention_rows = np.full(size.decoding + _MOST_CHUNKS, self._fill_row, np.int64)
+        attention_rows = np.full(size.decoding + size.chunks, self._fill_row, np.int64)
         attention_rows[:num_decoding] = prefill["attention_rows"][:num_decoding]
         chunk_rows = prefill["attention_rows"][num_decoding:]
         attention_rows[size.decoding : size.decoding + len(chunk_rows)] = chunk_rows
@@ -116,44 +123,38 @@ class MixedGraphs:
 
     @torch.inference_mode()
     def capture(self, max_rows: int, max_step_tokens: int, on_progress: Callable[[float], None]) -> None:
-        """Record every size that fits; `on_progress` gets the share done. No row may be in use."""
+        """Record every size that fits and gains by it; `on_progress` gets the share done. No row may be in use."""
         tokens = [size for size in _TOKENS if size <= max_step_tokens]
-        decoding = [size for size in _DECODING if size <= max_rows]
+        self._decoding = [size for size in _DECODING if size <= max_rows]
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            sizes = [MixedSize(*pair) for pair in product(reversed(tokens), reversed(decoding))]
-            for number, size in enumerate(sizes, start=1):
-                self._graphs[size] = self._record(size, pool)
-                on_progress(number / len(sizes))
-            self._tokens = [size for size in tokens if self._is_worth_it(MixedSize(size, 0))]
+            # Largest first: the smaller ones fit into its memory, and gain by it where it does.
+            for number, num_tokens in enumerate(reversed(tokens), start=1):
+                if self._tokens or self._is_worth_it(MixedSize(num_tokens, 0)):
+                    self._tokens.insert(0, num_tokens)
+                    for num_decoding in reversed(self._decoding):
+                        size = MixedSize(num_tokens, num_decoding)
+                        self._graphs[size] = self._record(size, pool)
+                on_progress(number / len(tokens))
         torch.cuda.synchronize()
-        self._decoding = decoding
-        self._graphs = {size: graph for size, graph in self._graphs.items() if size.tokens in self._tokens}
 
     def _is_worth_it(self, size: MixedSize) -> bool:
-        """Whether the GPU needs less time than the launches do: else the filling would cost more than is gained."""
-        graph = self._graphs[size]
+        """Whether the GPU waits for the launches: else the filling would cost more than is gained."""
+        packed = self._nothing(size)
+        self._step(size, packed)  # compiles
         torch.cuda.synchronize()
         started = time.perf_counter()
-        self._step(size, graph.packed)
+        self._step(size, packed)
         launched = time.perf_counter()
         torch.cuda.synchronize()
-        replayed = time.perf_counter()
-        graph.graph.replay()
-        torch.cuda.synchronize()
-        return time.perf_counter() - replayed < launched - started
+        done = time.perf_counter()
+        return done - launched < _TAIL * (done - started)
 
     def _record(self, size: MixedSize, pool: Any) -> _Graph:
-        fields = size.fields()
-        nothing = np.concatenate([np.full(*field) for field in fields.values()]).astype(np.int64)
-        packed = torch.from_numpy(nothing).to(self._device)
-        packed[packed == -1] = self._fill_row
-        slots = sum(fields[name][0] for name in ("decode_rows", "prefill_tokens", "prefill_positions"))
-        packed[slots : slots + size.tokens] = -1
-        self._steps.clear_batch()
-        # The first run compiles; the largest size comes first.
+        packed = self._nothing(size)
+        # The first run compiles.
         logits = self._step(size, packed)
         if len(self._logits) == 0:
             self._logits = torch.empty_like(logits)
@@ -163,6 +164,18 @@ class MixedGraphs:
         self._logits[: len(logits)].copy_(logits)
         graph.capture_end()
         return _Graph(graph, packed)
+
+    def _nothing(self, size: MixedSize) -> torch.Tensor:
+        """A packed batch that is all filling, on the device."""
+        fields = size.fields()
+        packed = torch.from_numpy(
+            np.concatenate([np.full(*field) for field in fields.values()]).astype(np.int64)
+        ).to(self._device)
+        packed[packed == -1] = self._fill_row
+        slots = sum(fields[name][0] for name in ("decode_rows", "prefill_tokens", "prefill_positions"))
+        packed[slots : slots + size.tokens] = -1
+        self._steps.clear_batch()
+        return packed
 
     def _step(self, size: MixedSize, packed: torch.Tensor) -> torch.Tensor:
         fields = size.fields()
