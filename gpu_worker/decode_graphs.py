@@ -26,8 +26,9 @@ class DecodeGraphs:
     The graph of an EDITED batch ends with its logits, the others' with tokens in rows and results.
     """
 
-    def __init__(self, steps: ModelSteps) -> None:
+    def __init__(self, steps: ModelSteps, shallow: ModelSteps) -> None:
         self._steps = steps
+        self._shallow = shallow
         self._sizes: list[int] = []
         self._graphs: dict[tuple[int, DrawKind], torch.cuda.CUDAGraph] = {}
         self._logits = torch.empty(0)
@@ -50,6 +51,14 @@ class DecodeGraphs:
         return self._logits[:size]
 
     @torch.inference_mode()
+    def rehearse(self, max_rows: int) -> None:
+        """Every step that `capture` records, unrecorded and over few layers."""
+        self._shallow.clear_batch()
+        for size, kind in product(graph_sizes(max_rows), DrawKind):
+            if kind != DrawKind.EDITED:  # half of another's
+                self._shallow.decode(size, kind)
+
+    @torch.inference_mode()
     def capture(self, max_rows: int, on_progress: Callable[[float], None]) -> None:
         """Record every size and kind; `on_progress` gets the share done. No row may be in use."""
         sizes = graph_sizes(max_rows)
@@ -59,8 +68,8 @@ class DecodeGraphs:
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._steps.clear_batch()
-            self._logits = torch.empty_like(self._steps.decode_logits(sizes[-1]))
+            self._shallow.clear_batch()
+            self._logits = torch.empty_like(self._shallow.decode_logits(sizes[-1]))
             for number, (size, kind) in enumerate(wanted, start=1):
                 self._graphs[size, kind] = self._record(size, kind, pool)
                 on_progress(number / len(wanted))
@@ -68,18 +77,18 @@ class DecodeGraphs:
         self._sizes = sizes
 
     def _record(self, size: int, kind: DrawKind, pool: Any) -> torch.cuda.CUDAGraph:
-        # Kernels are compiled, and libraries initialised, outside of the recording.
+        # Kernels are loaded, and libraries initialised, outside of the recording.
+        self._step(self._shallow, size, kind)
         self._steps.clear_batch()
-        self._step(size, kind)
         # Not `torch.cuda.graph`: what it tidies up before each recording would take most of the time.
         graph = torch.cuda.CUDAGraph()
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-        self._step(size, kind)
+        self._step(self._steps, size, kind)
         graph.capture_end()
         return graph
 
-    def _step(self, size: int, kind: DrawKind) -> None:
+    def _step(self, steps: ModelSteps, size: int, kind: DrawKind) -> None:
         if kind == DrawKind.EDITED:
-            self._logits[:size].copy_(self._steps.decode_logits(size))
+            self._logits[:size].copy_(steps.decode_logits(size))
         else:
-            self._steps.decode(size, kind)
+            steps.decode(size, kind)

@@ -10,6 +10,7 @@ import torch
 
 from gpu_worker import metrics
 from gpu_worker.gpu_memory import explained, kv_budget, measure
+from gpu_worker.kernel_build import KernelBuild
 from gpu_worker.kv_cache import KvCache
 from gpu_worker.kv_calibration import calibrate
 from gpu_worker.memory import cpu_budget, num_kv_blocks, parse_bytes
@@ -52,20 +53,28 @@ def load(settings: WorkerSettings, worker_epoch: int, on_progress: Callable[[flo
     config = decoder_config(raw_config)
     dtype = _dtype(settings.dtype, config, device)
     start = StartUp(on_progress)
-    with (
-        start.phase("weights") as tell,
-        explained("reading the weights", "use a smaller model, or a GPU that nobody else uses"),
-    ):
-        if settings.load_format == "dummy":
-            parameters = dummy_parameters(config, dtype, device)
-        else:
-            parameters = load_parameters(directory, config, dtype, device, tell)
     description = _describe(settings, worker_epoch, config, dtype, device)
+    is_fp8 = settings.kv_cache_dtype == "fp8"
+    with KernelBuild(config, description, dtype, device, is_fp8=is_fp8) as build:
+        with (
+            start.phase("weights") as tell,
+            explained("reading the weights", "use a smaller model, or a GPU that nobody else uses"),
+        ):
+            if settings.load_format == "dummy":
+                parameters = dummy_parameters(config, dtype, device)
+            else:
+                parameters = load_parameters(directory, config, dtype, device, tell)
+        decoder = Decoder(config, parameters, description.model.max_model_len)
+        if build.is_due:
+            with (
+                start.phase("kernels") as tell,
+                explained("rehearsing steps", "lower max_step_tokens or max_rows"),
+            ):
+                build.run(decoder, tell)
     description.weights_bytes = sum(tensor.nbytes for tensor in parameters.values())
     generation = read_json(directory, "generation_config.json") if _has_generation_config(directory) else {}
     description.model.revision = model_revision(directory)
     description.model.eos_token_ids = pack_int32(_eos_token_ids(raw_config, generation, config.vocab_size))
-    decoder = Decoder(config, parameters, description.model.max_model_len)
     del parameters
     with start.phase("memory"):
         cache = _kv_cache(settings, decoder, description, dtype, device)

@@ -7,7 +7,8 @@ recorded: of a large model most, of a small one none.
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,8 +70,9 @@ class _Graph(NamedTuple):
 class MixedGraphs:
     """One graph per size, in one memory pool; none until `capture`. Each ends with logits."""
 
-    def __init__(self, steps: ModelSteps, fill_row: int, device: torch.device) -> None:
+    def __init__(self, steps: ModelSteps, shallow: ModelSteps, fill_row: int, device: torch.device) -> None:
         self._steps = steps
+        self._shallow = shallow
         self._fill_row = fill_row
         self._device = device
         self._tokens: list[int] = []
@@ -122,10 +124,19 @@ class MixedGraphs:
         return self._logits
 
     @torch.inference_mode()
+    def rehearse(self, max_rows: int, max_step_tokens: int) -> None:
+        """Every step that `capture` may record, unrecorded and over few layers."""
+        for num_tokens, num_decoding in product(
+            _up_to(max_step_tokens, _TOKENS), _up_to(max_rows, _DECODING)
+        ):
+            size = MixedSize(num_tokens, num_decoding)
+            self._step(self._shallow, size, self._nothing(size))
+
+    @torch.inference_mode()
     def capture(self, max_rows: int, max_step_tokens: int, on_progress: Callable[[float], None]) -> None:
         """Record every size that fits and gains by it; `on_progress` gets the share done. No row may be in use."""
-        tokens = [size for size in _TOKENS if size <= max_step_tokens]
-        self._decoding = [size for size in _DECODING if size <= max_rows]
+        tokens = _up_to(max_step_tokens, _TOKENS)
+        self._decoding = _up_to(max_rows, _DECODING)
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
@@ -143,10 +154,10 @@ class MixedGraphs:
     def _is_worth_it(self, size: MixedSize) -> bool:
         """Whether the GPU waits for the launches: else the filling would cost more than is gained."""
         packed = self._nothing(size)
-        self._step(size, packed)  # compiles
+        self._step(self._shallow, size, packed)  # loads what is to be launched
         torch.cuda.synchronize()
         started = time.perf_counter()
-        self._step(size, packed)
+        self._step(self._steps, size, packed)
         launched = time.perf_counter()
         torch.cuda.synchronize()
         done = time.perf_counter()
@@ -154,13 +165,13 @@ class MixedGraphs:
 
     def _record(self, size: MixedSize, pool: Any) -> _Graph:
         packed = self._nothing(size)
-        # The first run compiles.
-        logits = self._step(size, packed)
+        # Kernels are loaded, and libraries initialised, outside of the recording.
+        logits = self._step(self._shallow, size, packed)
         if len(self._logits) == 0:
             self._logits = torch.empty_like(logits)
         graph = torch.cuda.CUDAGraph()
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-        logits = self._step(size, packed)
+        logits = self._step(self._steps, size, packed)
         self._logits[: len(logits)].copy_(logits)
         graph.capture_end()
         return _Graph(graph, packed)
@@ -174,10 +185,11 @@ class MixedGraphs:
         packed[packed == -1] = self._fill_row
         slots = sum(fields[name][0] for name in ("decode_rows", "prefill_tokens", "prefill_positions"))
         packed[slots : slots + size.tokens] = -1
-        self._steps.clear_batch()
+        for steps in (self._shallow, self._steps):
+            steps.clear_batch()
         return packed
 
-    def _step(self, size: MixedSize, packed: torch.Tensor) -> torch.Tensor:
+    def _step(self, steps: ModelSteps, size: MixedSize, packed: torch.Tensor) -> torch.Tensor:
         fields = size.fields()
         num_narrow = sum(fields[name][0] for name in _NARROW)
         narrow = packed[len(packed) - num_narrow :].to(torch.int32)
@@ -185,4 +197,8 @@ class MixedGraphs:
         wide = torch.split(packed, lengths)
         inputs = dict(zip(fields, wide, strict=True))
         inputs |= zip(_NARROW, torch.split(narrow, [fields[name][0] for name in _NARROW]), strict=True)
-        return self._steps.mixed_logits(inputs["decode_rows"], inputs)
+        return steps.mixed_logits(inputs["decode_rows"], inputs)
+
+
+def _up_to(limit: int, sizes: Sequence[int]) -> list[int]:
+    return [size for size in sizes if size <= limit]

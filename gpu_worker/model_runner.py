@@ -61,9 +61,12 @@ class ModelRunner:
         self._device_rows = DeviceRows(max_rows, self.rows.max_blocks, device)
         self._sampler = Sampler(self._device_rows, vocab_size)
         self._slots = SlotRing(_SLOTS, limits.max_decode_steps, max_rows, device)
-        self._steps = ModelSteps(decoder, cache, self._device_rows, self._sampler, self._slots.results)
-        self._graphs = DecodeGraphs(self._steps)
-        self._mixed_graphs = MixedGraphs(self._steps, self._device_rows.fill_row, device)
+        self._steps, shallow = (
+            ModelSteps(each, cache, self._device_rows, self._sampler, self._slots.results)
+            for each in (decoder, decoder.shallow())
+        )
+        self._graphs = DecodeGraphs(self._steps, shallow)
+        self._mixed_graphs = MixedGraphs(self._steps, shallow, self._device_rows.fill_row, device)
         self.steps_executed = 0
 
     def capture_graphs(self, on_progress: Callable[[float], None]) -> None:
@@ -75,6 +78,11 @@ class ModelRunner:
             limits.max_step_tokens,
             lambda share: on_progress(_DECODE_GRAPHS + share * (1 - _DECODE_GRAPHS)),
         )
+
+    def rehearse(self) -> None:
+        """Run what `capture_graphs` records, for its kernels' sake; leaves no row, and results that mean nothing."""
+        self._graphs.rehearse(self.limits.max_rows)
+        self._mixed_graphs.rehearse(self.limits.max_rows, self.limits.max_step_tokens)
 
     @property
     def num_graphs(self) -> int:

@@ -9,7 +9,7 @@ import structlog
 
 log = structlog.get_logger()
 
-_SHARES = {"weights": 0.5, "memory": 0.15, "graphs": 0.25, "warm_up": 0.1}
+_SHARES = {"weights": 0.4, "kernels": 0.3, "memory": 0.1, "graphs": 0.15, "warm_up": 0.05}
 """Of a start on a GPU, roughly; elsewhere the weights are nearly all of it."""
 _REPORT_EVERY_S = 1.0
 
@@ -26,7 +26,7 @@ class StartUp:
 
     @contextmanager
     def phase(
-        self, name: Literal["weights", "memory", "graphs", "warm_up"]
+        self, name: Literal["weights", "kernels", "memory", "graphs", "warm_up"]
     ) -> Iterator[Callable[[float], None]]:
         """Time a phase; what it yields is told the share of the phase that is done, 0 to 1."""
         started = time.monotonic()

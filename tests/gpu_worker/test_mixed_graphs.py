@@ -24,7 +24,7 @@ class Unrecorded(MixedGraphs):
 
     def replay(self, size: MixedSize, packed: torch.Tensor) -> torch.Tensor:
         self.sizes_used.add(size)
-        return self._step(size, packed)
+        return self._step(self._steps, size, packed)
 
 
 def test_filling_a_batch_up_changes_no_token() -> None:
@@ -32,7 +32,7 @@ def test_filling_a_batch_up_changes_no_token() -> None:
     directory = checkpoint("Qwen3ForCausalLM")
     prompts = random_prompts(24, seed=5, longest=150)
     runner = make_runner(directory, max_rows=24, block_size=16)
-    packed = Unrecorded(runner._steps, runner._device_rows.fill_row, torch.device("cpu"))
+    packed = Unrecorded(runner._steps, runner._steps, runner._device_rows.fill_row, torch.device("cpu"))
     packed.allow([16, 64, 256], [0, 8, 24])
     runner._mixed_graphs = packed
     rows = [DrivenRow(prompt, NUM_TOKENS, greedy()) for prompt in prompts]
@@ -53,7 +53,7 @@ def test_recorded_steps_give_the_tokens_of_those_that_are_launched() -> None:
         )
         if not is_recorded:
             runner._mixed_graphs = MixedGraphs(
-                runner._steps, runner._device_rows.fill_row, torch.device("cuda")
+                runner._steps, runner._steps, runner._device_rows.fill_row, torch.device("cuda")
             )
         rows = [DrivenRow(prompt, NUM_TOKENS, greedy()) for prompt in random_prompts(24, seed=5, longest=150)]
         WorkerDriver(runner, seed=7).run(rows, at_once=10, max_chunk=60, max_decode_steps=2)

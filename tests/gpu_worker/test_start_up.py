@@ -9,6 +9,8 @@ def test_progress_grows_from_phase_to_phase_and_ends_at_one() -> None:
     with start.phase("weights") as tell:
         tell(0.5)
         tell(1.0)
+    with start.phase("kernels"):
+        pass
     with start.phase("memory"):
         pass
     with start.phase("graphs") as tell:
@@ -18,7 +20,7 @@ def test_progress_grows_from_phase_to_phase_and_ends_at_one() -> None:
     assert told == sorted(told)
     assert 0 < told[0] < 1
     assert abs(told[-1] - 1) < 1e-9
-    assert list(start.seconds) == ["weights", "memory", "graphs", "warm_up"]
+    assert list(start.seconds) == ["weights", "kernels", "memory", "graphs", "warm_up"]
 
 
 def test_a_phase_may_be_left_out() -> None:

@@ -1,12 +1,14 @@
 """The one decoder computes what transformers computes, for every RoPE scaling, window, bias and tying."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from gpu_worker.kv_cache import KvCache
 from gpu_worker.models.architectures import decoder_config
 from gpu_worker.models.decoder import AttentionInputs, Decoder
-from gpu_worker.models.loader import load_parameters
+from gpu_worker.models.loader import dummy_parameters, load_parameters
 from quire.model_files import read_json
 from tests.support.attention_batch import chunks_of
 from tests.support.checkpoints import checkpoint
@@ -86,3 +88,15 @@ def _logits(decoder: Decoder, token_ids: torch.Tensor, chunks: tuple[int, ...]) 
         found.append(decoder.logits(decoder.forward(token_ids[start : start + size], inputs, cache)))
         start += size
     return torch.cat(found)
+
+
+def test_the_shallow_decoder_has_as_few_layers_as_have_every_window() -> None:
+    directory = checkpoint("LlamaForCausalLM")
+    config = decoder_config(read_json(directory, "config.json"))
+    parameters = dummy_parameters(replace(config, num_layers=4), torch.float32, torch.device("cpu"))
+    windows = (None, None, 64, None)
+    mixed = Decoder(replace(config, num_layers=4, windows=windows), parameters, 64).shallow()
+    assert (mixed.config.num_layers, mixed.config.windows) == (3, windows[:3])
+    alike = Decoder(replace(config, num_layers=4, windows=(None,) * 4), parameters, 64)
+    assert alike.shallow().config.num_layers == 1
+    assert alike.config.num_layers == 4
