@@ -53,9 +53,9 @@ class DecodeGraphs:
     @torch.inference_mode()
     def rehearse(self, max_rows: int) -> None:
         """Every step that `capture` records, unrecorded and over few layers."""
-        self._shallow.clear_batch()
         for size, kind in product(graph_sizes(max_rows), DrawKind):
             if kind != DrawKind.EDITED:  # half of another's
+                self._shallow.clear_batch()
                 self._shallow.decode(size, kind)
 
     @torch.inference_mode()
@@ -78,6 +78,7 @@ class DecodeGraphs:
 
     def _record(self, size: int, kind: DrawKind, pool: Any) -> torch.cuda.CUDAGraph:
         # Kernels are loaded, and libraries initialised, outside of the recording.
+        self._shallow.clear_batch()
         self._step(self._shallow, size, kind)
         self._steps.clear_batch()
         # Not `torch.cuda.graph`: what it tidies up before each recording would take most of the time.

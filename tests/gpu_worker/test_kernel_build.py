@@ -49,6 +49,6 @@ def test_a_cpu_has_nothing_to_compile() -> None:
 
 
 def test_a_rehearsal_runs_every_step_and_leaves_no_row() -> None:
-    runner = make_runner(checkpoint("Qwen3ForCausalLM"), max_rows=20, max_step_tokens=128)
+    runner = make_runner(checkpoint("Qwen3ForCausalLM"), max_rows=100, max_step_tokens=128)
     runner.rehearse()
     assert runner.rows.num_used == 0
