@@ -8,6 +8,7 @@ caller ends the stream, and `clear`s them for the next one.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from gpu_worker.launched_step import LaunchedStep
 from gpu_worker.mixed_graphs import MixedGraphs, MixedSize
 from gpu_worker.model_steps import EditedDraw, ModelSteps
 from gpu_worker.models.decoder import Decoder
+from gpu_worker.prefix_groups import PrefixFinder, PrefixGroups
 from gpu_worker.row_sampling import DrawKind, DrawPlan, RowSampling
 from gpu_worker.row_table import RowTable
 from gpu_worker.sampler import Sampler
@@ -47,6 +49,16 @@ class Applied:
     """Rows with penalties, whose tokens have to be counted."""
 
 
+class _Recorded(NamedTuple):
+    """As what a command's steps run; None where they are launched kernel by kernel."""
+
+    decode: int | None
+    """Rows of a decode step."""
+    mixed: MixedSize | None
+    groups: PrefixGroups | None
+    """Of the rows of its decode steps."""
+
+
 class ModelRunner:
     """Owns the model, the KV cache and the rows of one device. `launch` is for one thread."""
 
@@ -66,6 +78,8 @@ class ModelRunner:
             for each in (decoder, decoder.shallow())
         )
         self._graphs = DecodeGraphs(self._steps, shallow)
+        self._prefixes = PrefixFinder(self.rows, decoder.config.num_heads, decoder.config.num_kv_heads)
+        self._groups_on_device: PrefixGroups | None = None
         self._mixed_graphs = MixedGraphs(self._steps, shallow, self._device_rows.fill_row, device)
         self.steps_executed = 0
 
@@ -180,11 +194,11 @@ class ModelRunner:
         self, applied: Applied, batch: StepBatch, plan: DrawPlan, outline: CommandOutline
     ) -> LaunchedStep:
         num_rows = len(batch.rows)
-        graph_size, mixed_size = self._graphs.size_for(num_rows), self._mixed_graphs.size_for(batch)
-        mixed = {"mixed": self._mixed_graphs.pack(batch, mixed_size)} if mixed_size else batch.prefill
+        recorded = self._recorded(batch)
+        mixed = {"mixed": self._mixed_graphs.pack(batch, recorded.mixed)} if recorded.mixed else batch.prefill
         slot = self._slots.take()
         try:
-            control = np.full(1 + (graph_size or num_rows), self._device_rows.fill_row)
+            control = np.full(1 + (recorded.decode or num_rows), self._device_rows.fill_row)
             control[0] = self._slots.first_step(slot) - 1
             control[1 : 1 + num_rows] = batch.rows
             staged = slot.upload(
@@ -192,17 +206,31 @@ class ModelRunner:
                 | applied.changes.arrays()
                 | _counted_tokens(applied)
                 | mixed
+                | self._new_groups(recorded.groups)
                 | dict(plan.edits)
             )
             slot.start()
             self._update(staged, applied)
             edited = EditedDraw(plan, {name: staged[name] for name in plan.edits})
-            self._run(batch, staged, edited, (graph_size, mixed_size), outline.num_steps)
+            self._run(batch, staged, edited, recorded, outline.num_steps)
             logprobs = slot.finish(outline.num_steps, edited.logprobs)
         except BaseException:
             self._slots.give_back(slot)
             raise
         return LaunchedStep(outline, slot, self._slots, logprobs, edited.logprobs, self.rows.num_used)
+
+    def _recorded(self, batch: StepBatch) -> _Recorded:
+        size = self._graphs.size_for(len(batch.rows))
+        has_groups = size is not None and not batch.prefill and self._steps.can_share
+        groups = self._prefixes.find(batch.rows) if has_groups else None
+        return _Recorded(size, self._mixed_graphs.size_for(batch), groups)
+
+    def _new_groups(self, groups: PrefixGroups | None) -> dict[str, NDArray[np.int32]]:
+        """What the device does not have yet."""
+        if groups is None or groups is self._groups_on_device:
+            return {}
+        self._groups_on_device = groups
+        return {"groups": groups.packed()}
 
     def _update(self, staged: Mapping[str, torch.Tensor], applied: Applied) -> None:
         """Bring the device's rows up to date."""
@@ -213,36 +241,45 @@ class ModelRunner:
             self._sampler.count(added.row, staged["counted_tokens"][start:end], added.num_prompt_tokens)
             start = end
         self._steps.set_batch(staged["control"])
+        if "groups" in staged:
+            self._steps.set_groups(staged["groups"])
 
     def _run(
         self,
         batch: StepBatch,
         staged: Mapping[str, torch.Tensor],
         edited: EditedDraw,
-        graph_sizes: tuple[int | None, MixedSize | None],
+        recorded: _Recorded,
         num_steps: int,
     ) -> None:
-        num_rows, kind = len(batch.rows), edited.plan.kind
-        graph_size, mixed_size = graph_sizes
+        num_rows = len(batch.rows)
         if batch.prefill:
-            if mixed_size is not None:
-                logits = self._mixed_graphs.replay(mixed_size, staged["mixed"])
+            if recorded.mixed is not None:
+                logits = self._mixed_graphs.replay(recorded.mixed, staged["mixed"])
             else:
                 logits = self._steps.mixed_logits(self._steps.batch_rows[: batch.num_decoding], staged)
             if num_rows:
-                self._steps.draw(num_rows, logits[:num_rows], kind, edited)
+                self._steps.draw(num_rows, logits[:num_rows], edited.plan.kind, edited)
             num_steps -= 1
-        if num_rows == 0:
-            return
-        for _ in range(num_steps):
-            if kind == DrawKind.EDITED:
-                replayed = self._graphs.replay_logits(graph_size) if graph_size else None
-                logits = replayed if replayed is not None else self._steps.decode_logits(num_rows)
-                self._steps.draw(num_rows, logits[:num_rows], kind, edited)
-            elif graph_size:
-                self._graphs.replay(graph_size, kind)
+        if num_rows:
+            for _ in range(num_steps):
+                self._decode(num_rows, edited, recorded)
+
+    def _decode(self, num_rows: int, edited: EditedDraw, recorded: _Recorded) -> None:
+        size, kind = recorded.decode, edited.plan.kind
+        if recorded.groups is None and kind != DrawKind.EDITED:
+            if size:
+                self._graphs.replay(size, kind)
             else:
                 self._steps.decode(num_rows, kind)
+            return
+        in_groups = recorded.groups is not None
+        replayed = self._graphs.replay_logits(size, in_groups=in_groups) if size else None
+        logits = replayed if replayed is not None else self._steps.decode_logits(num_rows)
+        if kind != DrawKind.EDITED:
+            # As many as in a recording, so that no kernel is met in a form that was never compiled.
+            num_rows = len(logits)
+        self._steps.draw(num_rows, logits[:num_rows], kind, edited)
 
 
 def _counted_tokens(applied: Applied) -> dict[str, NDArray[np.int64]]:

@@ -8,11 +8,12 @@ import torch
 from gpu_worker.device_rows import DeviceRows
 from gpu_worker.kv_cache import KvCache
 from gpu_worker.models.decoder import AttentionInputs, Decoder
+from gpu_worker.prefix_groups import groups_of
 from gpu_worker.row_sampling import NO_LOGPROBS, DrawKind, DrawPlan
 from gpu_worker.sampler import Sampler
 from kernels.decode_rows import begin_decode, commit_tokens
 from kernels.logprobs import logprobs
-from kernels.paged_attention import Chunks
+from kernels.paged_attention import Chunks, SharedPrefixes, group_members
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +46,22 @@ class ModelSteps:
         self._cursor = self._control[:1]
         self.batch_rows = self._control[1:]
         """int64 [max_rows]: rows of the batch, filled up with the row that is always done."""
+        config = decoder.config
+        members = group_members(config.num_heads, config.num_kv_heads)
+        max_rows = rows.fill_row
+        self._groups = torch.empty(
+            max_rows + groups_of(max_rows, members) * members, dtype=torch.int32, device=device
+        )
+        self._shared_lens = self._groups[:max_rows]
+        self._group_members = self._groups[max_rows:].view(-1, members)
+        self.can_share = decoder.can_share
+        """Whether rows may be in groups."""
         self.clear_batch()
 
     def clear_batch(self) -> None:
-        """Name no row, and let the next step's results be the first."""
+        """Name no row and no group, and let the next step's results be the first."""
+        self._shared_lens.zero_()
+        self._group_members.fill_(-1)
         self._control.fill_(self._rows.fill_row)
         self._cursor.fill_(-1)
 
@@ -56,20 +69,29 @@ class ModelSteps:
         """Name the batch, int64 [1 + n]: the step before the next one's place in the results, then rows."""
         self._control[: len(control)].copy_(control)
 
+    def set_groups(self, packed: torch.Tensor) -> None:
+        """What rows of the batch share from now on, as `PrefixGroups.packed`."""
+        self._groups.copy_(packed)
+
     def decode(self, size: int, kind: DrawKind) -> None:
         """A decode step of the first `size` rows of the batch, none of which wants more than `kind`."""
         batch_rows = self.batch_rows[:size]
         logits = self.decode_logits(size)
         self._commit(batch_rows, self._sampler.draw(kind, logits, batch_rows), logits)
 
-    def decode_logits(self, size: int) -> torch.Tensor:
-        """The first half of a decode step: logits [size, vocab]."""
+    def decode_logits(self, size: int, *, in_groups: bool = False) -> torch.Tensor:
+        """The first half of a decode step: logits [size, vocab]. `in_groups`: what rows share is read once a group."""
         inputs = begin_decode(
             self._rows.columns, self.batch_rows[:size], self._cache.block_size, self._cursor
         )
-        plan = self._decoder.plan_attention(inputs.block_tables, inputs.context_lens, size)
+        prefixes = self._prefixes(size) if in_groups else None
+        plan = self._decoder.plan_attention(inputs.block_tables, inputs.context_lens, size, prefixes=prefixes)
         attention = AttentionInputs(inputs.positions, inputs.slots, plan)
         return self._decoder.logits(self._decoder.forward(inputs.token_ids, attention, self._cache))
+
+    def _prefixes(self, size: int) -> SharedPrefixes:
+        members = self._group_members
+        return SharedPrefixes(self._shared_lens[:size], members[: groups_of(size, members.shape[1])])
 
     def mixed_logits(self, decode_rows: torch.Tensor, prefill: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Rows, int64 [n], decode beside chunks of prompts; logits [rows sampling, vocab].

@@ -38,6 +38,8 @@ class RowTable:
         self._tokens: dict[int, NDArray[np.int32]] = {}
         self._block_table = np.zeros((max_rows, self.max_blocks), np.int32)
         self._block_refs = np.zeros(num_blocks, np.int32)
+        self.version = 0
+        """Another one whenever rows have come or gone."""
 
     # -- rows come and go
 
@@ -49,6 +51,7 @@ class RowTable:
 
     def remove(self, row: int) -> None:
         """Free a row."""
+        self.version += 1
         self.used[row] = self.decoding[row] = self.failed[row] = False
         self._tokens.pop(row, None)
         np.subtract.at(self._block_refs, self._block_table[row, : self.num_blocks[row]], 1)
@@ -88,6 +91,7 @@ class RowTable:
 
     def add(self, added: worker_pb2.RowAdd) -> None:
         """Take a row for a sequence."""
+        self.version += 1
         row = added.row
         self.used[row], self.decoding[row], self.failed[row] = True, False, False
         self.epochs[row] = added.epoch
@@ -138,6 +142,27 @@ class RowTable:
         np.add.at(self._block_refs, block_ids, 1)
         self.num_blocks[rows] += counts
         return places, columns
+
+    def shared_blocks(self, rows: NDArray[np.int64], num_rows: int) -> NDArray[np.int64]:
+        """How many blocks at the beginning of each of `rows` are named by `num_rows` rows or more."""
+        counts = np.zeros(len(rows), np.int64)
+        left, start = np.arange(len(rows)), 0
+        while len(left):
+            # Most rows share nothing, which one column tells.
+            width = max(1, min(start, self.max_blocks - start))
+            columns = np.arange(start, start + width)
+            refs = self._block_refs[self._block_table[rows[left], start : start + width]]
+            is_shared = (refs >= num_rows) & (columns < self.num_blocks[rows[left], None])
+            lengths = np.where(is_shared.all(axis=1), width, is_shared.argmin(axis=1))
+            counts[left] += lengths
+            start += width
+            left = left[lengths == width] if start < self.max_blocks else left[:0]
+        return counts
+
+    def tables(self, rows: NDArray[np.int64], num_blocks: int) -> NDArray[np.int32]:
+        """The first blocks of some rows, [n, num_blocks]."""
+        found: NDArray[np.int32] = self._block_table[rows, :num_blocks]
+        return found
 
     def slots(self, row: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the KV of some positions of a row goes: block * block_size + offset."""

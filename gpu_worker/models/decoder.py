@@ -14,7 +14,7 @@ from gpu_worker.kv_cache import KvCache
 from gpu_worker.models.architectures import DecoderConfig
 from gpu_worker.models.rope import cos_sin_table
 from kernels.linear import Norm, gate_up_silu, linear, linear_add
-from kernels.paged_attention import AttentionPlan, Chunks, plan_attention
+from kernels.paged_attention import AttentionPlan, Chunks, SharedPrefixes, plan_attention
 from kernels.rms_norm import rms_norm
 from kernels.rope_attention import Rotation, rope_attention
 from kernels.silu_mul import silu_mul
@@ -96,6 +96,11 @@ class Decoder:
         self._cos_sin = table.to(self._embedding.device)
         self._scale = config.head_dim**-0.5
 
+    @property
+    def can_share(self) -> bool:
+        """Whether rows that begin alike may attend to their beginnings together: no layer has a window."""
+        return all(window is None for window in self.config.windows)
+
     def shallow(self) -> "Decoder":
         """The first layers, as few as have every window: launches every kernel, in a fraction of the time."""
         config = self.config
@@ -126,12 +131,14 @@ class Decoder:
         context_lens: torch.Tensor,
         num_decoding: int,
         chunks: Chunks | None = None,
+        prefixes: SharedPrefixes | None = None,
     ) -> AttentionPlan:
         """See `kernels.paged_attention.plan_attention`."""
         config = self.config
         return plan_attention(
             block_tables, context_lens, num_decoding, chunks,
             num_heads=config.num_heads, num_kv_heads=config.num_kv_heads, head_dim=config.head_dim,
+            prefixes=prefixes,
         )  # fmt: skip
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

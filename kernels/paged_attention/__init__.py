@@ -18,6 +18,7 @@ from kernels.kv_scales import KvScales
 
 QUERY_TILE = 128
 """Queries of a chunk that are worked on at once."""
+_TILE_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,35 @@ class Chunks:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedPrefixes:
+    """Decoding rows whose block tables begin alike, in groups; on the device.
+
+    A group reads what its rows share once for all of them (Juravsky et al., "Hydragen", 2024; Ye et al., "Cascade
+    Inference", 2024).
+    """
+
+    lens: torch.Tensor
+    """int32 [rows]: tokens at each row's beginning that its group attends to, a multiple of the block size; 0 for a
+    row without a group. A row whose context is not longer attends to them itself."""
+    members: torch.Tensor
+    """int32 [groups, `group_members`]: rows of each group, which have the same blocks and the same of `lens`; -1 for
+    none."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedWork:
+    """What groups leave for their rows, in `splits` parts at most."""
+
+    prefixes: SharedPrefixes
+    partial_out: torch.Tensor
+    """float32 [rows, splits, heads, d]."""
+    partial_max: torch.Tensor
+    """float32 [rows, splits, heads]: the largest score, in powers of two."""
+    partial_sum: torch.Tensor
+    """float32 [rows, splits, heads]."""
+
+
+@dataclass(frozen=True, slots=True)
 class DecodeWork:
     """The decoding rows' KV in items of about equal size, listed on the device; what splits need to be merged."""
 
@@ -49,6 +79,8 @@ class DecodeWork:
     """float32 [most items, heads]: the largest score, in powers of two."""
     partial_sum: torch.Tensor
     """float32 [most items, heads]."""
+    shared: SharedWork | None = None
+    """Of the contexts' beginnings, which then are in no item; None where every row attends to all of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +108,12 @@ def query_tiles(query_lens: Sequence[int]) -> tuple[NDArray[np.int32], NDArray[n
     return chunks, starts
 
 
+def group_members(num_heads: int, num_kv_heads: int) -> int:
+    """Rows that a group of `SharedPrefixes` has room for: their heads fill a tile of the tensor cores."""
+    heads_per_row = 1 << (num_heads // num_kv_heads - 1).bit_length()
+    return max(1, _TILE_ROWS // heads_per_row)
+
+
 def plan_attention(
     block_tables: torch.Tensor,
     context_lens: torch.Tensor,
@@ -85,10 +123,14 @@ def plan_attention(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
+    prefixes: SharedPrefixes | None = None,
 ) -> AttentionPlan:
-    """What every layer's `paged_attention` needs of a batch; arguments as in `AttentionPlan`."""
+    """What every layer's `paged_attention` needs of a batch; arguments as in `AttentionPlan`.
+
+    `prefixes` are of the decoding rows, and for layers without a window.
+    """
     plan: AttentionPlan = implementation("paged_attention", block_tables).plan_attention(
-        block_tables, context_lens, num_decoding, chunks, num_heads, num_kv_heads, head_dim
+        block_tables, context_lens, num_decoding, chunks, num_heads, num_kv_heads, head_dim, prefixes
     )
     return plan
 

@@ -13,7 +13,7 @@ from kernels import pdl
 from kernels.kv_scales import KvScales
 from kernels.paged_attention import DecodeWork
 from kernels.paged_attention.pages import tile_blocks, token_offsets, widened
-from kernels.paged_attention.plan import TILE, program_sizes
+from kernels.paged_attention.plan import SPLIT_TILE, TILE, own_start, program_sizes, split_span
 
 LOG2_E = 1.4426950408889634
 # More would set the registers of every program, and with them how many fit: 228 against 152 a thread for groups of 8.
@@ -77,23 +77,16 @@ def attend_item(
 
 
 @triton.jit
-def _merge(
-    out_ptr, part_out_ptr, part_max_ptr, part_sum_ptr, first_item, num_items, head, NUM_HEADS: tl.constexpr,
-    GROUP: tl.constexpr, GROUP_BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr,
-    AT_ONCE: tl.constexpr,
+def _add_parts(
+    out, largest, total, part_out_ptr, part_max_ptr, part_sum_ptr, first_part, num_parts, heads, in_group,
+    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
-    """The parts of one row and KV head, several at once, past the first-level cache."""
-    members = tl.arange(0, GROUP_BLOCK)
+    """Parts that follow each other, several at once, past the first-level cache."""
     columns = tl.arange(0, DIM_PAD)
-    in_group = members < GROUP
-    heads = head * GROUP + members
-    largest = tl.full([GROUP_BLOCK], float("-inf"), tl.float32)
-    total = tl.zeros([GROUP_BLOCK], tl.float32)
-    out = tl.zeros([GROUP_BLOCK, DIM_PAD], tl.float32)
-    for number in range(0, num_items, AT_ONCE):
+    for number in range(0, num_parts, AT_ONCE):
         parts = number + tl.arange(0, AT_ONCE)
-        places = (first_item + parts)[:, None] * NUM_HEADS + heads[None, :]
-        mask = (parts < num_items)[:, None] & in_group[None, :]
+        places = (first_part + parts)[:, None] * NUM_HEADS + heads[None, :]
+        mask = (parts < num_parts)[:, None] & in_group[None, :]
         maxima = tl.load(part_max_ptr + places, mask=mask, other=float("-inf"), cache_modifier=".cg")
         sums = tl.load(part_sum_ptr + places, mask=mask, other=0.0, cache_modifier=".cg")
         pieces = tl.load(
@@ -107,6 +100,33 @@ def _merge(
         total = total * shrink + tl.sum(sums * factors, axis=0)
         out = out * shrink[:, None] + tl.sum(pieces * factors[:, :, None], axis=0)
         largest = new_largest
+    return out, largest, total
+
+
+@triton.jit
+def _merge(
+    out_ptr, part_out_ptr, part_max_ptr, part_sum_ptr, first_item, num_items, shared_out_ptr, shared_max_ptr,
+    shared_sum_ptr, first_shared, num_shared, head, NUM_HEADS: tl.constexpr, GROUP: tl.constexpr,
+    GROUP_BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, AT_ONCE: tl.constexpr,
+    SPLITS: tl.constexpr,
+):  # fmt: skip
+    """All parts of one row and KV head."""
+    members = tl.arange(0, GROUP_BLOCK)
+    columns = tl.arange(0, DIM_PAD)
+    in_group = members < GROUP
+    heads = head * GROUP + members
+    largest = tl.full([GROUP_BLOCK], float("-inf"), tl.float32)
+    total = tl.zeros([GROUP_BLOCK], tl.float32)
+    out = tl.zeros([GROUP_BLOCK, DIM_PAD], tl.float32)
+    out, largest, total = _add_parts(
+        out, largest, total, part_out_ptr, part_max_ptr, part_sum_ptr, first_item, num_items, heads, in_group,
+        NUM_HEADS, HEAD_DIM, DIM_PAD, AT_ONCE,
+    )  # fmt: skip
+    if SPLITS > 0:
+        out, largest, total = _add_parts(
+            out, largest, total, shared_out_ptr, shared_max_ptr, shared_sum_ptr, first_shared, num_shared, heads,
+            in_group, NUM_HEADS, HEAD_DIM, DIM_PAD, AT_ONCE,
+        )  # fmt: skip
     at = out_ptr + heads[:, None] * HEAD_DIM + columns[None, :]
     # Of heads that fill the group up there is nothing.
     total = tl.where(total == 0.0, 1.0, total)
@@ -117,17 +137,21 @@ def _merge(
 @triton.jit
 def finish_item(
     out, largest, total, out_ptr, arrived_ptr, part_out_ptr, part_max_ptr, part_sum_ptr, item, row, head,
-    first_item, num_items, NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP_PAD: tl.constexpr,
-    GROUP_BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, AT_ONCE: tl.constexpr,
+    first_item, num_items, shared_out_ptr, shared_max_ptr, shared_sum_ptr, num_shared, NUM_HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr, GROUP_PAD: tl.constexpr, GROUP_BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr,
+    DIM_PAD: tl.constexpr, AT_ONCE: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """Write what came of an item: the result, where it is its row's only one, or a part; the last part merges all."""
+    """Write what came of an item: the result, where it is its row's only part, or a part; the last item merges all.
+
+    With SPLITS, the row has `num_shared` parts more, which are there already.
+    """
     GROUP: tl.constexpr = NUM_HEADS // KV_HEADS
     members = tl.arange(0, GROUP_PAD)
     columns = tl.arange(0, DIM_PAD)
     heads = head * GROUP + members
     mask = (members < GROUP)[:, None] & (columns < HEAD_DIM)[None, :]
     row_out_ptr = out_ptr + row * (NUM_HEADS * HEAD_DIM)
-    if num_items == 1:
+    if num_items + num_shared == 1:
         at = row_out_ptr + heads[:, None] * HEAD_DIM + columns[None, :]
         tl.store(at, (out / total[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
     else:
@@ -141,8 +165,9 @@ def finish_item(
         if tl.atomic_add(arrived_at, 1, sem="acq_rel") == num_items - 1:
             tl.store(arrived_at, 0)
             _merge(
-                row_out_ptr, part_out_ptr, part_max_ptr, part_sum_ptr, first_item, num_items, head,
-                NUM_HEADS, GROUP, GROUP_BLOCK, HEAD_DIM, DIM_PAD, AT_ONCE,
+                row_out_ptr, part_out_ptr, part_max_ptr, part_sum_ptr, first_item, num_items, shared_out_ptr,
+                shared_max_ptr, shared_sum_ptr, row * SPLITS, num_shared, head,
+                NUM_HEADS, GROUP, GROUP_BLOCK, HEAD_DIM, DIM_PAD, AT_ONCE, SPLITS,
             )  # fmt: skip
 
 
@@ -150,11 +175,12 @@ def finish_item(
 def _decode_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, tables_ptr, context_lens_ptr, items_ptr, arrived_ptr, part_out_ptr,
     part_max_ptr, part_sum_ptr, scale_log2, q_row_stride, table_stride, k_block_stride, k_head_stride,
-    k_slot_stride, v_block_stride, v_head_stride, v_slot_stride, k_scales_ptr, v_scales_ptr,
+    k_slot_stride, v_block_stride, v_head_stride, v_slot_stride, k_scales_ptr, v_scales_ptr, shared_lens_ptr,
+    shared_out_ptr, shared_max_ptr, shared_sum_ptr,
     WINDOW: tl.constexpr, NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP_PAD: tl.constexpr,
     GROUP_BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr, ONE_BLOCK: tl.constexpr, STAGES: tl.constexpr, HAS_SCALES: tl.constexpr, AT_ONCE: tl.constexpr,
-    PDL: tl.constexpr,
+    SPLITS: tl.constexpr, SPLIT_TILE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     # The heads of an item run side by side: what they read lies side by side.
     head = tl.program_id(0)
@@ -185,9 +211,14 @@ def _decode_kernel(
         )  # fmt: skip
         if HAS_SCALES:
             out *= tl.load(v_scales_ptr + head)
+        num_shared = 0
+        if SPLITS > 0:
+            shared = own_start(tl.load(shared_lens_ptr + row), tl.load(context_lens_ptr + row))
+            _, num_shared = split_span(shared, SPLITS, SPLIT_TILE)
         finish_item(
             out, largest, total, out_ptr, arrived_ptr, part_out_ptr, part_max_ptr, part_sum_ptr, item, row, head,
-            first_item, num_items, NUM_HEADS, KV_HEADS, GROUP_PAD, GROUP_BLOCK, HEAD_DIM, DIM_PAD, AT_ONCE,
+            first_item, num_items, shared_out_ptr, shared_max_ptr, shared_sum_ptr, num_shared,
+            NUM_HEADS, KV_HEADS, GROUP_PAD, GROUP_BLOCK, HEAD_DIM, DIM_PAD, AT_ONCE, SPLITS,
         )  # fmt: skip
 
 
@@ -217,13 +248,18 @@ def decode_attention(
         q, k_cache, work, scales, tile=tile, num_warps=num_warps, num_stages=num_stages,
         merged_per_thread=merged_per_thread,
     )  # fmt: skip
+    shared = work.shared
+    parts = (q,) * 4
+    if shared is not None:
+        parts = (shared.prefixes.lens, shared.partial_out, shared.partial_max, shared.partial_sum)
     _decode_kernel[(k_cache.shape[1], work.items.shape[1])](
         q, k_cache, v_cache, out, block_tables, context_lens, work.items, work.arrived,
         work.partial_out, work.partial_max, work.partial_sum,
         scale * LOG2_E, q.stride(0), block_tables.stride(0),
         k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
-        v_cache.stride(0), v_cache.stride(1), v_cache.stride(2), *(scales or (q, q)),
-        WINDOW=window or 0, **options, **pdl.options(),
+        v_cache.stride(0), v_cache.stride(1), v_cache.stride(2), *(scales or (q, q)), *parts,
+        WINDOW=window or 0, SPLITS=0 if shared is None else shared.partial_out.shape[1], SPLIT_TILE=SPLIT_TILE,
+        **options, **pdl.options(),
     )  # fmt: skip
 
 

@@ -3,10 +3,11 @@
 import torch
 
 from kernels.kv_scales import KvScales
-from kernels.paged_attention import AttentionPlan, Chunks
+from kernels.paged_attention import AttentionPlan, Chunks, SharedPrefixes
 from kernels.paged_attention.decode import decode_attention
 from kernels.paged_attention.plan import plan_decode
 from kernels.paged_attention.prefill import prefill_attention
+from kernels.paged_attention.shared import shared_attention
 
 
 def plan_attention(
@@ -17,11 +18,12 @@ def plan_attention(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
+    prefixes: SharedPrefixes | None = None,
 ) -> AttentionPlan:
     """See `kernels.paged_attention`."""
     decode = None
     if num_decoding:
-        decode = plan_decode(context_lens, num_decoding, num_heads, num_kv_heads, head_dim)
+        decode = plan_decode(context_lens, num_decoding, num_heads, num_kv_heads, head_dim, prefixes=prefixes)
     return AttentionPlan(block_tables, context_lens, num_decoding, chunks, decode)
 
 
@@ -39,6 +41,12 @@ def paged_attention(
         raise ValueError("the heads of a query and the elements of a head must be adjacent")
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if plan.decode is not None:
+        if plan.decode.shared is not None:
+            if window is not None:
+                raise ValueError("a window does not end where what rows share does")
+            shared_attention(
+                q, k_cache, v_cache, plan.block_tables, plan.context_lens, plan.decode.shared, scale, scales
+            )
         decode_attention(
             q, k_cache, v_cache, plan.block_tables, plan.context_lens, plan.decode, out, scale, window, scales
         )

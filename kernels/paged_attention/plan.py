@@ -12,11 +12,14 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.paged_attention import DecodeWork
+from kernels.paged_attention import DecodeWork, SharedPrefixes, SharedWork
 
 TILE = 64
 """Items begin at multiples of so many tokens."""
 _INTERPRETED_SMS = 4
+_MOST_SPLITS = 8
+SPLIT_TILE = 64
+"""Tokens that rows share are split at multiples of so many."""
 
 
 class ProgramSizes(NamedTuple):
@@ -43,9 +46,23 @@ def program_sizes(group: int, num_rows: int) -> ProgramSizes:
     return ProgramSizes(tile=64, num_warps=2, num_stages=2, programs_per_sm=programs_per_sm)
 
 
+@triton.jit
+def own_start(shared_lens, context_lens):
+    """Where the part of rows' contexts begins that they attend to themselves."""
+    return tl.where(shared_lens < context_lens, shared_lens, 0)
+
+
+@triton.jit
+def split_span(length, SPLITS: tl.constexpr, TILE: tl.constexpr):
+    """Tokens of each split of `length` ones but the last, and how many splits are not empty."""
+    span = tl.maximum((length + TILE * SPLITS - 1) // (TILE * SPLITS), 1) * TILE
+    return span, (length + span - 1) // span
+
+
 @triton.jit(do_not_specialize=["num_rows", "most_items"])
 def _plan_kernel(
     context_lens_ptr,
+    shared_lens_ptr,
     items_ptr,
     arrived_ptr,
     num_rows,
@@ -54,11 +71,15 @@ def _plan_kernel(
     PROGRAMS: tl.constexpr,
     TILE: tl.constexpr,
     ROWS: tl.constexpr,
+    HAS_SHARED: tl.constexpr,
 ):
     rows = tl.arange(0, ROWS)
     mask = rows < num_rows
     context_lens = tl.load(context_lens_ptr + rows, mask=mask, other=0)
-    tiles = (context_lens + TILE - 1) // TILE
+    first_tokens = tl.zeros_like(context_lens)
+    if HAS_SHARED:
+        first_tokens = own_start(tl.load(shared_lens_ptr + rows, mask=mask, other=0), context_lens)
+    tiles = (context_lens - first_tokens + TILE - 1) // TILE
     work = tl.sum(tiles, axis=0) * KV_HEADS
     per_item = tl.maximum((work + PROGRAMS - 1) // PROGRAMS, 1)
     num_items = (tiles + per_item - 1) // per_item
@@ -69,7 +90,7 @@ def _plan_kernel(
     firsts = ends - num_items
     for number in range(tl.max(num_items, axis=0)):
         has_one = number < num_items
-        start = number * row_tiles * TILE
+        start = first_tokens + number * row_tiles * TILE
         at = items_ptr + firsts + number
         tl.store(at, rows, mask=has_one)
         tl.store(at + most_items, start, mask=has_one)
@@ -92,6 +113,7 @@ def plan_decode(
     head_dim: int,
     *,
     programs_per_sm: int = 0,
+    prefixes: SharedPrefixes | None = None,
 ) -> DecodeWork:
     """The work of the first `num_rows` rows, of which there is at least one; 0 programs: what was measured best."""
     programs_per_sm = programs_per_sm or program_sizes(num_heads // num_kv_heads, num_rows).programs_per_sm
@@ -103,10 +125,27 @@ def plan_decode(
     partial_out = torch.empty((most_items, num_heads, head_dim), dtype=torch.float32, device=device)
     partial_max, partial_sum = torch.empty((2, most_items, num_heads), dtype=torch.float32, device=device)
     _plan_kernel[(1,)](
-        context_lens, items, arrived, num_rows, most_items,
-        KV_HEADS=num_kv_heads, PROGRAMS=programs, TILE=TILE, ROWS=triton.next_power_of_2(num_rows), num_warps=4,
+        context_lens, context_lens if prefixes is None else prefixes.lens, items, arrived, num_rows, most_items,
+        KV_HEADS=num_kv_heads, PROGRAMS=programs, TILE=TILE, ROWS=triton.next_power_of_2(num_rows),
+        HAS_SHARED=prefixes is not None, num_warps=4,
     )  # fmt: skip
-    return DecodeWork(items, arrived, partial_out, partial_max, partial_sum)
+    shared = None if prefixes is None else _shared_work(prefixes, num_rows, num_heads, num_kv_heads, head_dim)
+    return DecodeWork(items, arrived, partial_out, partial_max, partial_sum, shared)
+
+
+def _shared_work(
+    prefixes: SharedPrefixes, num_rows: int, num_heads: int, num_kv_heads: int, head_dim: int
+) -> SharedWork:
+    """Room for as many splits as give two programs to every multiprocessor if all rows are in full groups."""
+    device, members = prefixes.lens.device, prefixes.members.shape[1]
+    wanted = 2 * _num_sms(device.index or 0 if device.type == "cuda" else -1)
+    programs = triton.cdiv(num_rows, members) * num_kv_heads
+    splits = min(_MOST_SPLITS, triton.next_power_of_2(triton.cdiv(wanted, programs)))
+    partial_out = torch.empty((num_rows, splits, num_heads, head_dim), dtype=torch.float32, device=device)
+    partial_max, partial_sum = torch.empty(
+        (2, num_rows, splits, num_heads), dtype=torch.float32, device=device
+    )
+    return SharedWork(prefixes, partial_out, partial_max, partial_sum)
 
 
 @functools.cache

@@ -4,7 +4,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from kernels.kv_scales import KvScales
-from kernels.paged_attention import AttentionPlan, Chunks
+from kernels.paged_attention import AttentionPlan, Chunks, SharedPrefixes
 
 
 def plan_attention(
@@ -15,8 +15,9 @@ def plan_attention(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
+    prefixes: SharedPrefixes | None = None,
 ) -> AttentionPlan:
-    """See `kernels.paged_attention`; there is nothing to prepare."""
+    """See `kernels.paged_attention`; there is nothing to prepare, and what is shared is read by every row."""
     return AttentionPlan(block_tables, context_lens, num_decoding, chunks, None)
 
 

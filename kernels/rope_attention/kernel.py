@@ -1,4 +1,4 @@
-"""Triton: one launch for few rows that decode, else one op after the other."""
+"""Triton: one launch for few rows that decode and share nothing, else one op after the other."""
 
 import torch
 
@@ -26,10 +26,9 @@ def rope_attention(
     scales: KvScales | None,
 ) -> torch.Tensor:
     """See `kernels.rope_attention`. Tokens may lie apart; elements of a head must not."""
-    if plan.chunks is None and plan.decode is not None and len(q) <= _FEW_ROWS:
-        return rope_decode_attention(
-            q, k, v, rotation, k_cache, v_cache, plan, plan.decode, scale, window, scales
-        )
+    work = plan.decode
+    if plan.chunks is None and work is not None and work.shared is None and len(q) <= _FEW_ROWS:
+        return rope_decode_attention(q, k, v, rotation, k_cache, v_cache, plan, work, scale, window, scales)
     cos_sin, positions, slots, q_weight, k_weight, eps = rotation
     turned = rope_kv_write(
         q, k, v, cos_sin, positions, slots, k_cache, v_cache, q_weight, k_weight, eps, scales
