@@ -1,21 +1,27 @@
 """The composed fleet of a clean clone: brought up, scaled, disturbed and looked into, as an operator would."""
 
 import asyncio
+import contextlib
 import json
 import os
+import random
 import re
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quire.launcher import free_port
 from tests.support.server import REPOSITORY, is_ready
 
+LIMIT_S = 900.0
+"""For whatever the fleet will do in seconds: only what never comes takes longer, however busy the machine."""
+
 _POLL_S = 0.2
-_START_LIMIT_S = 600.0
+# Below those that the kernel gives to connections: one of these could take it while the front is away.
+_PUBLISHED_PORTS = range(20000, 30000)
 
 
 class ComposedFleet:
@@ -24,7 +30,7 @@ class ComposedFleet:
     def __init__(self, folder: Path, project: str, **variables: str) -> None:
         self.checkout = folder / "clone"
         self.project = project
-        self.port = free_port()
+        self.port = _free_published_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.first_key = ""
         """What the first start minted, once somebody has looked: containers made anew have other logs."""
@@ -54,7 +60,7 @@ class ComposedFleet:
 
     async def ready(self) -> None:
         """Return once a request would be answered."""
-        async with asyncio.timeout(_START_LIMIT_S):
+        async with asyncio.timeout(LIMIT_S):
             while not await asyncio.to_thread(is_ready, self.url):
                 await asyncio.sleep(_POLL_S)
 
@@ -67,8 +73,9 @@ class ComposedFleet:
         return self._run_compose("logs", "--no-color", "--timestamps")
 
     def down(self) -> None:
-        """Remove everything, the volumes too."""
-        self._run_compose("down", "--volumes", "--timeout", "0")
+        """Remove everything, the volumes and what an interrupted run left behind too."""
+        profiles = ("--profile", "observability")
+        self._run_compose(*profiles, "down", "--volumes", "--remove-orphans", "--timeout", "0")
 
     async def compose(self, *arguments: str) -> str:
         """Run Compose; its standard output."""
@@ -105,7 +112,7 @@ class ComposedFleet:
 
     async def serving(self, container: str, address: str) -> None:
         """Return once the container's own health check is content."""
-        async with asyncio.timeout(_START_LIMIT_S):
+        async with asyncio.timeout(LIMIT_S):
             while True:
                 try:
                     await docker("exec", container, "python", "-m", "quire.health", address)
@@ -117,7 +124,7 @@ class ComposedFleet:
     async def healthy(self) -> None:
         """Return once Docker calls every container healthy."""
         label = f"label=com.docker.compose.project={self.project}"
-        async with asyncio.timeout(_START_LIMIT_S):
+        async with asyncio.timeout(LIMIT_S):
             while True:
                 states = (await docker("ps", "--filter", label, "--format", "{{.Status}}")).splitlines()
                 if states and all("(healthy)" in state for state in states):
@@ -126,7 +133,7 @@ class ComposedFleet:
 
     async def driven(self, num_workers: int) -> None:
         """Return once the schedulers have so many workers, all together."""
-        async with asyncio.timeout(_START_LIMIT_S):
+        async with asyncio.timeout(LIMIT_S):
             while await self._num_driven() != num_workers:
                 await asyncio.sleep(_POLL_S)
 
@@ -137,6 +144,14 @@ class ComposedFleet:
             return sum(await asyncio.gather(*counts))
         except subprocess.CalledProcessError:  # one that is starting
             return -1
+
+
+def _free_published_port() -> int:
+    """One that nobody listens on, on any address of this machine."""
+    for port in random.sample(_PUBLISHED_PORTS, len(_PUBLISHED_PORTS)):
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            return port
+    raise RuntimeError(f"no port of {_PUBLISHED_PORTS} is free")
 
 
 async def docker(*arguments: str) -> str:

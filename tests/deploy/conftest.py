@@ -22,9 +22,11 @@ def built_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposedFl
     try:
         yield fleet
     finally:
-        (Path("out") / "deploy").mkdir(parents=True, exist_ok=True)
-        (Path("out") / "deploy" / "fleet.log").write_text(fleet.logs())
-        fleet.down()
+        try:
+            (Path("out") / "deploy").mkdir(parents=True, exist_ok=True)
+            (Path("out") / "deploy" / "fleet.log").write_text(fleet.logs())
+        finally:
+            fleet.down()
 
 
 @pytest.fixture

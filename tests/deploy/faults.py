@@ -22,6 +22,7 @@ class Allowed(Enum):
     """What streams may suffer by design."""
 
     NOTHING = "nothing"
+    CLEAR_ERRORS = "one clear error, for those that waited in vain for as long as requests wait"
     BROKEN_CONNECTIONS = "a broken connection, for those that the lost gateway or front had"
 
 
@@ -146,6 +147,11 @@ FAULTS = (
     Fault("one of two schedulers killed", killed("scheduler_svc")),
     Fault("schedulers restarted one by one", restarted("scheduler_svc")),
     Fault("schedulers scaled 2 → 1", scaled("scheduler_svc", 1)),
+    Fault("tokenizer services scaled 2 → 1", scaled("tokenizer_svc", 1)),
+    Fault("the only tokenizer service killed", killed("tokenizer_svc")),
+    # It leaves when its streams have ended, and new ones wait from when it began to: 30 s may be too short for both.
+    Fault("the only tokenizer service restarted", restarted("tokenizer_svc"), Allowed.CLEAR_ERRORS),
+    Fault("tokenizer services scaled 1 → 2", scaled("tokenizer_svc", 2)),
     Fault("tokenizer service killed", killed("tokenizer_svc")),
     Fault("tokenizer services restarted one by one", restarted("tokenizer_svc")),
     Fault("Redis stopped for 10 s", redis_away),

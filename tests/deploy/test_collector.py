@@ -10,13 +10,13 @@ import pytest
 import yaml
 
 from quire.telemetry import RESPONSE_ID
-from tests.deploy.composed_fleet import ComposedFleet, docker
+from tests.deploy.composed_fleet import LIMIT_S, ComposedFleet, docker
 from tests.deploy.greedy_streams import NUM_KINDS, stream
 from tests.support.otlp_receiver import OtlpReceiver, ReceivedSpan, otlp_receiver
 from tests.support.server import REPOSITORY
 from tests.support.until import until
 
-pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 SERVICES = {"quire-gateway", "quire-tokenizer_svc", "quire-scheduler_svc", "quire-gpu_worker"}
 IMAGE = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())["services"]["collector"]["image"]
@@ -60,7 +60,7 @@ async def trace_of_a_chat(client: openai.AsyncOpenAI, store: OtlpReceiver) -> li
             span.parent_span_id in known for span in spans()
         )
 
-    await until(is_whole, timeout_s=60)
+    await until(is_whole, timeout_s=LIMIT_S)
     return spans()
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.deploy.composed_fleet import ComposedFleet, docker
 
-pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 SERVICES = ("front", "gateway", "tokenizer_svc", "scheduler_svc", "gpu_worker", "redis")
 CONTROL_LIMIT_BYTES = 350_000_000

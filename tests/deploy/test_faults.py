@@ -9,7 +9,7 @@ from tests.deploy.composed_fleet import ComposedFleet
 from tests.deploy.faults import FAULTS, Allowed, Fault
 from tests.deploy.greedy_streams import HEADER, NUM_KINDS, NUM_TOKENS, Outcome, SteadyLoad, row, stream
 
-pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(7200)]
 
 AT_ONCE = 12
 TABLE = Path("out") / "deploy" / "faults.md"

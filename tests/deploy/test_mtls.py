@@ -13,7 +13,7 @@ from tests.deploy.composed_fleet import ComposedFleet, docker
 from tests.deploy.faults import HEALTH
 from tests.deploy.greedy_streams import stream
 
-pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 async def certificates(folder: Path) -> Path:

@@ -6,11 +6,11 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.deploy.composed_fleet import ComposedFleet
+from tests.deploy.composed_fleet import LIMIT_S, ComposedFleet
 from tests.support.otlp_receiver import otlp_receiver
 from tests.support.until import until
 
-pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 KEY = "sk-from-a-file"
@@ -37,7 +37,8 @@ async def test_one_request_is_one_trace_and_the_key_is_the_secret_s(
                 extra_headers={"traceparent": f"00-{TRACE_ID}-b7ad6b7169203331-01"},
             )
         await until(
-            lambda: {span.service for span in receiver.spans if span.trace_id == TRACE_ID} == SERVICES
+            lambda: {span.service for span in receiver.spans if span.trace_id == TRACE_ID} == SERVICES,
+            timeout_s=LIMIT_S,
         )
     spans = [span for span in receiver.spans if span.trace_id == TRACE_ID]
     ids = {span.span_id for span in spans}
