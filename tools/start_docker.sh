@@ -34,6 +34,10 @@ install() {
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$@" || missing "apt-get cannot install $*"
 }
 
+answers() {
+  docker info >/dev/null 2>&1
+}
+
 # Where Debian's package starts its engine as a system's service, that is the one; elsewhere one of our own.
 start_engine() {
   local pid=
@@ -45,8 +49,8 @@ start_engine() {
     pid=$!
   fi
   for _ in {1..120}; do
-    if docker info; then return; fi
-    [[ -z $pid ]] || kill -0 "$pid" || missing "its engine ended while it started: $(tail -n 5 "$log.engine")"
+    if answers; then return; fi
+    [[ -z $pid ]] || kill -0 "$pid" 2>/dev/null || missing "its engine ended while it started: $(tail -n 3 "$log.engine")"
     sleep 1
   done
   missing "its engine does not answer"
@@ -123,8 +127,8 @@ check_containers() {
   [[ -z $address ]] || missing "a published port leads nowhere"
 }
 
-docker info || command -v dockerd || install docker.io
-docker info || start_engine
+answers || command -v dockerd || install docker.io
+answers || start_engine
 command -v docker-compose || docker compose version || install docker-compose
 check_room
 work=$(mktemp -d -p /var/tmp)
