@@ -34,7 +34,9 @@ class ComposedFleet:
         self.url = f"http://127.0.0.1:{self.port}"
         self.first_key = ""
         """What the first start minted, once somebody has looked: containers made anew have other logs."""
-        self._environment = {**os.environ, **variables, "PORT": str(self.port)}
+        # Compose 1.29 gives a busy engine a minute for each answer.
+        patience = {"COMPOSE_HTTP_TIMEOUT": str(int(LIMIT_S))}
+        self._environment = {**os.environ, **patience, **variables, "PORT": str(self.port)}
         # Where both are installed, COMPOSE="docker compose" chooses version 2.
         found = "docker-compose" if shutil.which("docker-compose") else "docker compose"
         self._compose = os.environ.get("COMPOSE", found).split()
