@@ -9,12 +9,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import structlog
 import torch
-import triton
 
 import gpu_worker
 import kernels
@@ -23,10 +22,11 @@ from gpu_worker.model_runner import ModelRunner
 from gpu_worker.models.architectures import DecoderConfig
 from gpu_worker.models.decoder import Decoder
 from gpu_worker.warm_up import warm_up
-from kernels.compilation.names import fix_names
-from kernels.compilation.pool import CompilerPool
 from kernels.kv_scales import KvScales
 from quire.v1 import worker_pb2
+
+if TYPE_CHECKING:
+    from kernels.compilation.pool import CompilerPool
 
 log = structlog.get_logger()
 
@@ -51,14 +51,23 @@ class KernelBuild:
         self._limits = limits
         self._dtype = dtype
         self._is_fp8 = is_fp8
-        self._done = Path(triton.knobs.cache.dir) / f"quire-{self._identity()}"
+        self._done = Path()
         self._pool: CompilerPool | None = None
-        if device.type != "cuda":
-            return
+        if device.type == "cuda":
+            self._start()
+
+    def _start(self) -> None:
+        # Here, since a worker on the CPU has no Triton.
+        import triton
+
+        from kernels.compilation.names import fix_names
+        from kernels.compilation.pool import CompilerPool
+
+        self._done = Path(triton.knobs.cache.dir) / f"quire-{self._identity(triton.__version__)}"
         fix_names()
         cores = len(os.sched_getaffinity(0))
         if cores >= _FEWEST_CORES and not self._done.exists():
-            major, minor = torch.cuda.get_device_capability(device)
+            major, minor = torch.cuda.get_device_capability(self._device)
             self._pool = CompilerPool(min(cores, _MOST_PROCESSES), 10 * major + minor)
 
     def __enter__(self) -> "KernelBuild":
@@ -104,12 +113,12 @@ class KernelBuild:
         warm_up(runner, lambda _: None)
         cache.checksums(np.zeros(1, np.int32)).wait()
 
-    def _identity(self) -> str:
+    def _identity(self, version: str) -> str:
         """Of all that decides which kernels there are, and what becomes of them."""
         limits = self._limits
         found = hashlib.sha256()
         for part in (
-            triton.__version__, torch.__version__, limits.device, self._config, self._dtype, self._is_fp8,
+            version, torch.__version__, limits.device, self._config, self._dtype, self._is_fp8,
             limits.max_rows, limits.block_size, limits.max_step_tokens, limits.model.max_model_len,
         ):  # fmt: skip
             found.update(f"{part}\n".encode())

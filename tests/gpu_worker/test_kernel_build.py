@@ -48,6 +48,11 @@ def test_a_cpu_has_nothing_to_compile() -> None:
         assert not build.is_due
 
 
+def test_a_worker_on_the_cpu_needs_no_triton() -> None:
+    program = "import sys; sys.modules['triton'] = None; import gpu_worker.server"
+    subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=True)
+
+
 def test_a_rehearsal_runs_every_step_and_leaves_no_row() -> None:
     runner = make_runner(checkpoint("Qwen3ForCausalLM"), max_rows=100, max_step_tokens=128)
     runner.rehearse()
