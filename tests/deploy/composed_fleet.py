@@ -20,6 +20,8 @@ LIMIT_S = 900.0
 """For whatever the fleet will do in seconds: only what never comes takes longer, however busy the machine."""
 
 _POLL_S = 0.2
+# Of a command's output when it fails: a build says in it what went wrong.
+_LAST_CHARS = 4000
 # Below those that the kernel gives to connections: one of these could take it while the front is away.
 _PUBLISHED_PORTS = range(20000, 30000)
 
@@ -166,6 +168,7 @@ def _run(command: list[str], cwd: Path | None = None, env: Mapping[str, str] | N
     run = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
     if run.returncode:
         seconds = time.monotonic() - started
-        print(f"{' '.join(command)} ended with {run.returncode} after {seconds:.1f} s:\n{run.stderr}")
+        said = run.stdout[-_LAST_CHARS:] + run.stderr
+        print(f"{' '.join(command)} ended with {run.returncode} after {seconds:.1f} s:\n{said}")
     run.check_returncode()
     return run.stdout
