@@ -137,9 +137,9 @@ def _merge(
 @triton.jit
 def finish_item(
     out, largest, total, out_ptr, arrived_ptr, part_out_ptr, part_max_ptr, part_sum_ptr, item, row, head,
-    first_item, num_items, shared_out_ptr, shared_max_ptr, shared_sum_ptr, num_shared, NUM_HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr, GROUP_PAD: tl.constexpr, GROUP_BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr,
-    DIM_PAD: tl.constexpr, AT_ONCE: tl.constexpr, SPLITS: tl.constexpr,
+    first_item, num_items, NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP_PAD: tl.constexpr,
+    GROUP_BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, AT_ONCE: tl.constexpr,
+    SPLITS: tl.constexpr = 0, num_shared=0, shared_out_ptr=None, shared_max_ptr=None, shared_sum_ptr=None,
 ):  # fmt: skip
     """Write what came of an item: the result, where it is its row's only part, or a part; the last item merges all.
 
@@ -217,8 +217,8 @@ def _decode_kernel(
             _, num_shared = split_span(shared, SPLITS, SPLIT_TILE)
         finish_item(
             out, largest, total, out_ptr, arrived_ptr, part_out_ptr, part_max_ptr, part_sum_ptr, item, row, head,
-            first_item, num_items, shared_out_ptr, shared_max_ptr, shared_sum_ptr, num_shared,
-            NUM_HEADS, KV_HEADS, GROUP_PAD, GROUP_BLOCK, HEAD_DIM, DIM_PAD, AT_ONCE, SPLITS,
+            first_item, num_items, NUM_HEADS, KV_HEADS, GROUP_PAD, GROUP_BLOCK, HEAD_DIM, DIM_PAD, AT_ONCE,
+            SPLITS, num_shared, shared_out_ptr, shared_max_ptr, shared_sum_ptr,
         )  # fmt: skip
 
 

@@ -134,8 +134,7 @@ def _rope_decode_kernel(
             out *= tl.load(v_scales_ptr + head)
         finish_item(
             out, largest, total, out_ptr, arrived_ptr, part_out_ptr, part_max_ptr, part_sum_ptr, item, row, head,
-            first_item, num_items, out_ptr, out_ptr, out_ptr, 0,
-            NUM_HEADS, KV_HEADS, GROUP_PAD, GROUP_BLOCK, HEAD_DIM, DIM_PAD, AT_ONCE, 0,
+            first_item, num_items, NUM_HEADS, KV_HEADS, GROUP_PAD, GROUP_BLOCK, HEAD_DIM, DIM_PAD, AT_ONCE,
         )  # fmt: skip
 
 
