@@ -85,7 +85,20 @@ class KernelBuild:
         return self._pool is not None
 
     def run(self, decoder: Decoder, on_progress: Callable[[float], None]) -> None:
-        """Compile; `on_progress` gets the share done. Takes memory for a step of few layers, and gives it back."""
+        """Compile; `on_progress` gets the share done. Takes memory for a step of few layers, and gives it back.
+
+        Whatever else goes wrong than the memory costs time alone: what is not compiled here is where it is launched.
+        """
+        try:
+            self._compile(decoder, on_progress)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            log.warning(
+                "kernels are compiled where they are launched", error=f"{type(error).__name__}: {error}"
+            )
+
+    def _compile(self, decoder: Decoder, on_progress: Callable[[float], None]) -> None:
         assert self._pool is not None
         with self._pool.rehearsal():
             self._rehearse(decoder.shallow())

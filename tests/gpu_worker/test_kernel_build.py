@@ -12,6 +12,8 @@ import torch
 
 from gpu_worker.kernel_build import KernelBuild
 from gpu_worker.models.architectures import decoder_config
+from gpu_worker.models.decoder import Decoder
+from gpu_worker.models.loader import dummy_parameters
 from quire.model_files import read_json
 from quire.v1 import worker_pb2
 from tests.support.checkpoints import checkpoint
@@ -51,6 +53,26 @@ def test_a_cpu_has_nothing_to_compile() -> None:
 def test_a_worker_on_the_cpu_needs_no_triton() -> None:
     program = "import sys; sys.modules['triton'] = None; import gpu_worker.server"
     subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=True)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a Triton of another kind"), PermissionError("the cache is read-only")]
+)
+def test_what_goes_wrong_before_a_launch_is_no_reason_not_to_start(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = checkpoint("LlamaForCausalLM")
+    config = decoder_config(read_json(directory, "config.json"))
+    limits = worker_pb2.WorkerDescription(max_rows=4)
+    build = KernelBuild(config, limits, torch.float32, torch.device("cpu"), is_fp8=False)
+    decoder = Decoder(config, dummy_parameters(config, torch.float32, torch.device("cpu")), 64)
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(build, "_compile", fail)
+    build.run(decoder, lambda _: None)
+    assert str(error) in capsys.readouterr().out
 
 
 def test_a_rehearsal_runs_every_step_and_leaves_no_row() -> None:

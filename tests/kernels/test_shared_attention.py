@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kernels.paged_attention import SharedPrefixes, group_members, kernel
+from kernels.paged_attention import SharedPrefixes, group_members, kernel, reference
+from tests.kernels.test_fp8_cache import head_scales, in_8_bits, widened
 from tests.support.attention_batch import AttentionBatch, Shape, assert_attends, attention_batch, naive
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -90,6 +91,25 @@ def test_a_row_whose_context_is_not_longer_than_what_is_shared_attends_by_itself
     batch = attention_batch(shape, [200, 128, 190], [], device=DEVICE)
     batch, prefixes = sharing(batch, [[1, 0, 2]], 128, shape)
     assert_attends(attend(batch, prefixes, shape), batch, 2e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
+def test_a_cache_of_8_bits_is_read_times_its_scales(shape: Shape) -> None:
+    batch = attention_batch(shape, [200, 230, 140, 90], [], device=DEVICE)
+    batch, prefixes = sharing(batch, [[0, 1, 2]], 128, shape)
+    scales = head_scales(shape.kv_heads)
+    k_cache, v_cache = in_8_bits(batch, scales)
+    batch.q = batch.q / (scales.keys.repeat_interleave(shape.heads // shape.kv_heads)[:, None] * 16)
+    sizes = (shape.heads, shape.kv_heads, shape.head_dim)
+    rows = (batch.block_tables, batch.context_lens, batch.num_decoding, None)
+    plan = kernel.plan_attention(*rows, *sizes, prefixes)
+    found = kernel.paged_attention(batch.q, k_cache, v_cache, plan, batch.scale, None, scales)
+    wanted = reference.paged_attention(
+        batch.q.double(), widened(k_cache, scales.keys, torch.float64), widened(v_cache, scales.values, torch.float64),
+        reference.plan_attention(*rows, *sizes), batch.scale, None,
+    )  # fmt: skip
+    size = scales.values.repeat_interleave(shape.heads // shape.kv_heads)[:, None] * 16
+    assert ((found.double() - wanted) / size).abs().max() <= 2e-5
 
 
 def test_heads_of_a_groups_rows_fill_a_tile() -> None:
