@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -49,17 +50,16 @@ def measure(
     device: torch.device,
 ) -> MemoryNeeds:
     """Run the largest step, then the largest of those that are recorded, over a cache of few blocks."""
-    tokens_per_row = max(
-        1, min(limits.max_step_tokens // limits.max_rows, limits.model.max_model_len - _DECODED)
-    )
-    blocks_per_row = -(-(tokens_per_row + _DECODED) // limits.block_size)
     num_decoding = graph_sizes(limits.max_rows)[-1]
+    recorded_rows = min(limits.max_rows, MOST_DECODING)
+    whole = _Rows.of(limits, limits.max_rows, limits.max_step_tokens)
+    recorded = _Rows.of(limits, recorded_rows, min(limits.max_step_tokens, MOST_TOKENS + MOST_DECODING))
     torch.cuda.empty_cache()
-    cache = make_cache(limits.max_rows * blocks_per_row)
+    cache = make_cache(max(rows.number * rows.blocks for rows in (whole, recorded)))
     reserved = torch.cuda.memory_reserved(device)
     torch.cuda.reset_peak_memory_stats(device)
     runner = ModelRunner(decoder, cache, limits=limits, device=device)
-    runner.launch(_largest_step(limits.max_rows, tokens_per_row, blocks_per_row)).wait()
+    runner.launch(_largest_step(whole)).wait()
     activations = torch.cuda.max_memory_reserved(device) - reserved
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
@@ -71,9 +71,7 @@ def measure(
     # Steps with prompts that are recorded, and the logits that they leave.
     torch.cuda.reset_peak_memory_stats(device)
     runner.clear()
-    num_rows = min(limits.max_rows, MOST_DECODING)
-    per_row = max(1, min(limits.max_step_tokens, MOST_TOKENS + MOST_DECODING) // num_rows)
-    runner.launch(_largest_step(num_rows, min(per_row, tokens_per_row), blocks_per_row)).wait()
+    runner.launch(_largest_step(recorded)).wait()
     graphs = decoding + torch.cuda.max_memory_allocated(device) - before
     del runner, cache
     torch.cuda.empty_cache()
@@ -86,7 +84,23 @@ def kv_budget(needs: MemoryNeeds, utilization: float) -> int:
     return int(total * utilization) - (total - free) - needs.activations - needs.graphs
 
 
-def _largest_step(num_rows: int, tokens_per_row: int, blocks_per_row: int) -> worker_pb2.StepCommand:
+class _Rows(NamedTuple):
+    """Rows of a step that is measured, all alike."""
+
+    number: int
+    tokens: int
+    """Of each one's prompt."""
+    blocks: int
+    """For them and what it decodes."""
+
+    @classmethod
+    def of(cls, limits: worker_pb2.WorkerDescription, number: int, num_tokens: int) -> "_Rows":
+        """So many rows, with prompts of `num_tokens` together as far as the model takes them."""
+        tokens = max(1, min(num_tokens // number, limits.model.max_model_len - _DECODED))
+        return cls(number, tokens, -(-(tokens + _DECODED) // limits.block_size))
+
+
+def _largest_step(rows: _Rows) -> worker_pb2.StepCommand:
     """Every row prefills, and samples with filters and penalties, whose tables are made then."""
     sampling = types_pb2.SamplingParams(
         temperature=1, top_p=0.9, top_k=50, frequency_penalty=0.1, repetition_penalty=1.1, seed=1
@@ -94,18 +108,18 @@ def _largest_step(num_rows: int, tokens_per_row: int, blocks_per_row: int) -> wo
     adding = [
         worker_pb2.RowAdd(
             row=row,
-            token_ids=pack_int32([0] * tokens_per_row),
-            num_prompt_tokens=tokens_per_row,
-            block_ids=pack_int32(range(row * blocks_per_row, (row + 1) * blocks_per_row)),
-            max_total_tokens=tokens_per_row + _DECODED,
+            token_ids=pack_int32([0] * rows.tokens),
+            num_prompt_tokens=rows.tokens,
+            block_ids=pack_int32(range(row * rows.blocks, (row + 1) * rows.blocks)),
+            max_total_tokens=rows.tokens + _DECODED,
             sampling=sampling,
         )
-        for row in range(num_rows)
+        for row in range(rows.number)
     ]
     return worker_pb2.StepCommand(
         step_id=1,
         add_rows=adding,
-        prefill_rows=pack_uint32(range(num_rows)),
-        prefill_num_tokens=pack_uint32([tokens_per_row] * num_rows),
+        prefill_rows=pack_uint32(range(rows.number)),
+        prefill_num_tokens=pack_uint32([rows.tokens] * rows.number),
         decode_steps=1,
     )

@@ -54,7 +54,10 @@ class KernelBuild:
         self._done = Path()
         self._pool: CompilerPool | None = None
         if device.type == "cuda":
-            self._start()
+            try:
+                self._start()
+            except Exception as error:
+                _warn(error)
 
     def _start(self) -> None:
         # Here, since a worker on the CPU has no Triton.
@@ -87,16 +90,14 @@ class KernelBuild:
     def run(self, decoder: Decoder, on_progress: Callable[[float], None]) -> None:
         """Compile; `on_progress` gets the share done. Takes memory for a step of few layers, and gives it back.
 
-        Whatever else goes wrong than the memory costs time alone: what is not compiled here is where it is launched.
+        Raises OutOfMemoryError alone.
         """
         try:
             self._compile(decoder, on_progress)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            log.warning(
-                "kernels are compiled where they are launched", error=f"{type(error).__name__}: {error}"
-            )
+            _warn(error)
 
     def _compile(self, decoder: Decoder, on_progress: Callable[[float], None]) -> None:
         assert self._pool is not None
@@ -139,6 +140,11 @@ class KernelBuild:
             for path in sorted(Path(_directory(package)).rglob("*.py")):
                 found.update(path.read_bytes())
         return found.hexdigest()[:16]
+
+
+def _warn(error: Exception) -> None:
+    """Time is all that it costs: what is not compiled here is where it is launched."""
+    log.warning("kernels are compiled where they are launched", error=f"{type(error).__name__}: {error}")
 
 
 def _directory(package: Any) -> str:

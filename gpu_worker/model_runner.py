@@ -220,9 +220,11 @@ class ModelRunner:
         return LaunchedStep(outline, slot, self._slots, logprobs, edited.logprobs, self.rows.num_used)
 
     def _recorded(self, batch: StepBatch) -> _Recorded:
-        size = self._graphs.size_for(len(batch.rows))
-        has_groups = size is not None and not batch.prefill and self._steps.can_share
-        groups = self._prefixes.find(batch.rows) if has_groups else None
+        num_rows = len(batch.rows)
+        size = self._graphs.size_for(num_rows, in_groups=True) if not batch.prefill else None
+        groups = self._prefixes.find(batch.rows) if size else None
+        if groups is None:
+            size = self._graphs.size_for(num_rows, in_groups=False)
         return _Recorded(size, self._mixed_graphs.size_for(batch), groups)
 
     def _new_groups(self, groups: PrefixGroups | None) -> dict[str, NDArray[np.int32]]:
@@ -266,20 +268,15 @@ class ModelRunner:
                 self._decode(num_rows, edited, recorded)
 
     def _decode(self, num_rows: int, edited: EditedDraw, recorded: _Recorded) -> None:
-        size, kind = recorded.decode, edited.plan.kind
-        if recorded.groups is None and kind != DrawKind.EDITED:
-            if size:
-                self._graphs.replay(size, kind)
-            else:
-                self._steps.decode(num_rows, kind)
-            return
-        in_groups = recorded.groups is not None
-        replayed = self._graphs.replay_logits(size, in_groups=in_groups) if size else None
-        logits = replayed if replayed is not None else self._steps.decode_logits(num_rows)
-        if kind != DrawKind.EDITED:
-            # As many as in a recording, so that no kernel is met in a form that was never compiled.
-            num_rows = len(logits)
-        self._steps.draw(num_rows, logits[:num_rows], kind, edited)
+        size, kind, in_groups = recorded.decode, edited.plan.kind, recorded.groups is not None
+        if kind == DrawKind.EDITED:
+            replayed = self._graphs.replay_logits(size, in_groups=in_groups) if size else None
+            logits = replayed if replayed is not None else self._steps.decode_logits(num_rows)
+            self._steps.draw(num_rows, logits[:num_rows], kind, edited)
+        elif size:
+            self._graphs.replay(size, kind, in_groups=in_groups)
+        else:
+            self._steps.decode(num_rows, kind)
 
 
 def _counted_tokens(applied: Applied) -> dict[str, NDArray[np.int64]]:

@@ -54,7 +54,7 @@ class ModelSteps:
         )
         self._shared_lens = self._groups[:max_rows]
         self._group_members = self._groups[max_rows:].view(-1, members)
-        self.can_share = decoder.can_share
+        self.can_share = decoder.can_share and members > 1
         """Whether rows may be in groups."""
         self.clear_batch()
 
@@ -73,14 +73,17 @@ class ModelSteps:
         """What rows of the batch share from now on, as `PrefixGroups.packed`."""
         self._groups.copy_(packed)
 
-    def decode(self, size: int, kind: DrawKind) -> None:
-        """A decode step of the first `size` rows of the batch, none of which wants more than `kind`."""
+    def decode(self, size: int, kind: DrawKind, *, in_groups: bool = False) -> None:
+        """A decode step of the first `size` rows of the batch, none of which wants more than `kind`.
+
+        `in_groups`: what rows share is read once a group.
+        """
         batch_rows = self.batch_rows[:size]
-        logits = self.decode_logits(size)
+        logits = self.decode_logits(size, in_groups=in_groups)
         self._commit(batch_rows, self._sampler.draw(kind, logits, batch_rows), logits)
 
     def decode_logits(self, size: int, *, in_groups: bool = False) -> torch.Tensor:
-        """The first half of a decode step: logits [size, vocab]. `in_groups`: what rows share is read once a group."""
+        """The first half of a decode step: logits [size, vocab]."""
         inputs = begin_decode(
             self._rows.columns, self.batch_rows[:size], self._cache.block_size, self._cursor
         )

@@ -52,7 +52,7 @@ class PrefixFinder:
 
     def _search(self, rows: NDArray[np.int64]) -> PrefixGroups | None:
         table = self._table
-        shared = table.shared_blocks(rows, _FEWEST_ROWS)
+        shared = self._worth_sharing(rows)
         places = np.flatnonzero(shared)
         if len(places) < _FEWEST_ROWS:
             return None
@@ -66,10 +66,24 @@ class PrefixFinder:
             # Whoever names the same last block names the same before it, unless a scheduler is wrong.
             alike = (tables[named, :count] == tables[named[0], :count]).all(axis=1) & (counts[named] == count)
             groups.append((count * table.block_size, places[named[alike]]))
-        return self._listed(groups)
+        return self._listed(groups, len(rows))
 
-    def _listed(self, groups: list[tuple[int, NDArray[np.int64]]]) -> PrefixGroups | None:
-        """In groups that fit, those that save most first."""
+    def _worth_sharing(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Blocks at each row's beginning to share: all that a few rows name, or fewer that fill a group, whichever
+        saves more (as where each of many prompts behind one system prompt has some continuations)."""
+        table, size = self._table, self.group_members
+        best, most = np.zeros(len(rows), np.int64), np.zeros(len(rows))
+        for num_rows in {_FEWEST_ROWS, max(_FEWEST_ROWS, size)}:
+            counts = table.shared_blocks(rows, num_rows)
+            if not counts.any():
+                continue
+            sharers = np.minimum(table.num_sharing(rows, counts), size)
+            saved = counts * (1 - 1 / np.maximum(sharers, 1))
+            best, most = np.where(saved > most, counts, best), np.maximum(saved, most)
+        return best
+
+    def _listed(self, groups: list[tuple[int, NDArray[np.int64]]], num_rows: int) -> PrefixGroups | None:
+        """In groups that fit, those that save most first; no more than a step of so many rows looks at."""
         size = self.group_members
         parts = [
             (length * (len(members[first : first + size]) - 1), length, members[first : first + size])
@@ -77,7 +91,7 @@ class PrefixFinder:
             for first in range(0, len(members), size)
         ]
         parts.sort(key=lambda part: -part[0])
-        parts = [part for part in parts[: self.num_groups] if part[0]]
+        parts = [part for part in parts[: groups_of(num_rows, size)] if part[0]]
         if sum(saved for saved, _, _ in parts) < _LEAST_SAVED:
             return None
         found = PrefixGroups(

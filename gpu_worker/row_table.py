@@ -159,6 +159,11 @@ class RowTable:
             left = left[lengths == width] if start < self.max_blocks else left[:0]
         return counts
 
+    def num_sharing(self, rows: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many rows name the last of the first `counts` blocks of each of `rows`; arbitrary where there is none."""
+        last = self._block_table[rows, np.maximum(counts - 1, 0)]
+        return self._block_refs[last].astype(np.int64)
+
     def tables(self, rows: NDArray[np.int64], num_blocks: int) -> NDArray[np.int32]:
         """The first blocks of some rows, [n, num_blocks]."""
         found: NDArray[np.int32] = self._block_table[rows, :num_blocks]

@@ -16,6 +16,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from triton import knobs
 
+_PATIENCE_S = 120.0
+"""A kernel takes a second or two."""
 _UNWRITTEN = (torch.empty, torch.empty_like, torch.Tensor.new_empty)
 
 
@@ -38,14 +40,14 @@ class _Compiler:
         self.theirs = (their_requests, their_answers)
         self._requests, self._answers = os.fdopen(requests, "w"), os.fdopen(answers)
 
-    def ask(self, request: str) -> str:
-        """Waits for the answer."""
+    def ask(self, request: str) -> str | None:
+        """Waits for the answer; None if the process is no more."""
         try:
             print(request, file=self._requests, flush=True)
             answer = self._answers.readline()
         except OSError:
-            answer = ""
-        return answer.strip() if answer else f"a compiler died over {request[:100]}"
+            return None
+        return answer.strip() if answer else None
 
     def close(self) -> None:
         with suppress(OSError):  # of what was still to be written
@@ -70,6 +72,9 @@ class CompilerPool:
         self._wanted: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._seen: set[tuple[str, str]] = set()
+        self._num_answered = 0
+        self._num_alive = num_processes
+        self._lock = threading.Lock()
         self._threads = [
             threading.Thread(target=self._feed, args=(each,), daemon=True) for each in self._compilers
         ]
@@ -82,12 +87,17 @@ class CompilerPool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.end_processes()
+        if self._num_answered < len(self._seen):
+            self.end_processes()
         for _ in self._threads:
             self._wanted.put(None)
         for thread, compiler in zip(self._threads, self._compilers, strict=True):
             thread.join()
             compiler.close()
+        # With their requests they end by themselves, and are waited for by the process that made them.
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_PATIENCE_S)
+        self.end_processes()
 
     def end_processes(self) -> None:
         """Whatever they do."""
@@ -107,11 +117,16 @@ class CompilerPool:
 
     def finish(self, on_progress: Callable[[float], None]) -> list[str]:
         """Wait for all that was asked for, told the share done; returns what went wrong."""
-        problems = []
-        for number in range(1, len(self._seen) + 1):
-            if problem := self._answers.get():
+        problems: list[str] = []
+        while self._num_answered < len(self._seen):
+            try:
+                problem = self._answers.get(timeout=_PATIENCE_S)
+            except queue.Empty:
+                return [*problems, f"no compiler answered within {_PATIENCE_S:g} s"]
+            if problem:
                 problems.append(problem)
-            on_progress(number / len(self._seen))
+            self._num_answered += 1
+            on_progress(self._num_answered / len(self._seen))
         return problems
 
     @property
@@ -129,6 +144,20 @@ class CompilerPool:
         return True
 
     def _feed(self, compiler: _Compiler) -> None:
-        """One thread per process: a kernel at a time, so that a long one keeps none waiting."""
+        """One thread per process: a kernel at a time, so that a long one keeps none waiting.
+
+        The thread of a process that died leaves what is wanted to others; the last one says of all that it failed.
+        """
+        is_alive = True
         while (request := self._wanted.get()) is not None:
-            self._answers.put(compiler.ask(request))
+            answer = compiler.ask(request) if is_alive else None
+            self._answers.put(f"a compiler died over {request[:100]}" if answer is None else answer)
+            if is_alive and answer is None:
+                is_alive = False
+                if self._others_left() > 0:
+                    return
+
+    def _others_left(self) -> int:
+        with self._lock:
+            self._num_alive -= 1
+            return self._num_alive

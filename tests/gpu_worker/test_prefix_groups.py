@@ -75,6 +75,32 @@ def test_groups_are_made_only_where_they_save_much(num_rows: int, num_blocks: in
     assert PrefixFinder(table, 16, 8).find(np.arange(num_rows)) is None
 
 
+@pytest.mark.parametrize(("prompts", "continuations"), [(32, 4), (48, 8), (24, 5)])
+def test_many_small_groups_are_no_more_than_the_step_looks_at(prompts: int, continuations: int) -> None:
+    table = RowTable(512, 4096, 60_000, BLOCK)
+    num_rows = prompts * continuations
+    for row in range(num_rows):
+        stem = 100 * (row // continuations)
+        add(table, row, [*range(stem + 1, stem + 71), 50_000 + row])
+    for num_heads in (16, 32):
+        found = PrefixFinder(table, num_heads, 8).find(np.arange(num_rows))
+        assert found is not None
+        groups = groups_of(found)
+        assert len(groups) <= prefix_groups.groups_of(num_rows, found.members.shape[1])
+        assert set(np.flatnonzero(found.lens).tolist()) == {place for group in groups for place in group}
+
+
+def test_one_prompt_of_all_is_shared_where_it_saves_more_than_what_few_have_in_common() -> None:
+    table = RowTable(512, 8192, 60_000, BLOCK)
+    for row in range(256):
+        own = 1000 + 20 * (row // 4)
+        add(table, row, [*range(1, 126), *range(own, own + 4), 50_000 + row])
+    found = PrefixFinder(table, 16, 8).find(np.arange(256))
+    assert found is not None
+    assert found.lens[:256].tolist() == [2000] * 256
+    assert len(groups_of(found)) == 8
+
+
 def test_groups_are_kept_until_rows_come_or_go() -> None:
     table = sharing_table(64, list(range(1, 126)))
     finder = PrefixFinder(table, 16, 8)
@@ -120,6 +146,8 @@ def test_whatever_is_shared_a_groups_rows_have_the_same_blocks(data: st.DataObje
     if found is None:
         return
     groups = groups_of(found)
+    # What is left out by the step of this many rows, or of the next larger size, would be attended to by nobody.
+    assert len(groups) <= prefix_groups.groups_of(len(rows), found.members.shape[1])
     placed = [place for group in groups for place in group]
     assert len(placed) == len(set(placed))
     assert set(np.flatnonzero(found.lens).tolist()) == set(placed)
@@ -141,13 +169,14 @@ class Unrecorded(DecodeGraphs):
     in_groups: list[bool]
 
     def allow(self, max_rows: int) -> None:
-        self._sizes, self.in_groups = graph_sizes(max_rows), []
+        self._sizes = self._sizes_in_groups = graph_sizes(max_rows)
+        self.in_groups = []
 
-    def replay(self, size: int, kind: DrawKind) -> None:
-        self.in_groups.append(False)
-        self._steps.decode(size, kind)
+    def replay(self, size: int, kind: DrawKind, *, in_groups: bool) -> None:
+        self.in_groups.append(in_groups)
+        self._steps.decode(size, kind, in_groups=in_groups)
 
-    def replay_logits(self, size: int, *, in_groups: bool = False) -> torch.Tensor:
+    def replay_logits(self, size: int, *, in_groups: bool) -> torch.Tensor:
         self.in_groups.append(in_groups)
         return self._steps.decode_logits(size, in_groups=in_groups)
 

@@ -1,10 +1,14 @@
 """Processes that compile: what they cannot compile is told, and the next thing is asked of them all the same."""
 
+import os
+import signal
 from types import SimpleNamespace
 
+import pytest
 import torch
 from triton import knobs
 
+from kernels.compilation import pool as pool_module
 from kernels.compilation.pool import CompilerPool
 
 
@@ -23,6 +27,7 @@ def test_what_cannot_be_compiled_is_told_and_the_next_is_tried() -> None:
             assert all([ask("kernels.nothing"), ask("kernels.nothing"), ask("kernels.pdl")])
         problems = pool.finish(shares.append)
     assert pool.num_kernels == 2
+    assert pool._process.returncode == 0
     assert [problem.partition(":")[0] for problem in problems] == ["ModuleNotFoundError", "AttributeError"]
     assert shares == [0.5, 1.0]
 
@@ -35,6 +40,27 @@ def test_compilers_that_died_are_no_reason_to_wait() -> None:
         problems = pool.finish(lambda _: None)
     assert len(problems) == 1
     assert problems[0].startswith("a compiler died over")
+
+
+def test_one_compiler_that_died_leaves_what_is_wanted_to_the_others() -> None:
+    with CompilerPool(2, 90) as pool:
+        pool._compilers[0].ask = lambda request: None  # type: ignore[method-assign]
+        with pool.rehearsal():
+            for number in range(6):
+                ask(f"kernels.nothing{number}")
+        problems = pool.finish(lambda _: None)
+    assert len(problems) == 6
+    assert sum(problem.startswith("a compiler died over") for problem in problems) <= 1
+
+
+def test_compilers_that_hang_are_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "_PATIENCE_S", 0.0)
+    with CompilerPool(2, 90) as pool:
+        os.killpg(pool._process.pid, signal.SIGSTOP)
+        with pool.rehearsal():
+            ask("kernels.nothing")
+        assert pool.finish(lambda _: None) == ["no compiler answered within 0 s"]
+    assert pool._process.returncode == -signal.SIGKILL
 
 
 def test_in_a_rehearsal_alone_new_memory_is_zeros() -> None:
