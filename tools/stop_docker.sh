@@ -7,6 +7,6 @@ pidfile=/run/quire-dockerd.pid
 pid=$(cat "$pidfile")
 if [[ $(cat "/proc/$pid/comm" 2>/dev/null) == dockerd ]]; then
   kill "$pid"
-  tail --pid="$pid" -f /dev/null
+  timeout 120 tail --pid="$pid" -f /dev/null || kill -KILL "$pid"
 fi
 rm -f "$pidfile"
