@@ -184,8 +184,10 @@ class TestFuzz:
     @given(body=st.binary(max_size=200), path=st.sampled_from(PATHS))
     def test_random_bytes(self, fuzz_target: Any, body: bytes, path: str) -> None:
         status, text = fuzz_target(path, body)
-        assert 400 <= status < 500, (status, text)
-        assert json.loads(text)["error"]["message"]
+        # hypothesis knows the constants of the code that it tests: once it drew a request that can be served.
+        assert status == 200 or 400 <= status < 500, (status, text)
+        if status != 200:
+            assert json.loads(text)["error"]["message"]
 
     @pytest.fixture
     def fuzz_target(self, tmp_path: Any) -> Any:
