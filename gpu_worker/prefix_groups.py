@@ -73,10 +73,10 @@ class PrefixFinder:
         saves more (as where each of many prompts behind one system prompt has some continuations)."""
         table, size = self._table, self.group_members
         best, most = np.zeros(len(rows), np.int64), np.zeros(len(rows))
-        for num_rows in {_FEWEST_ROWS, max(_FEWEST_ROWS, size)}:
+        for num_rows in sorted({_FEWEST_ROWS, max(_FEWEST_ROWS, size)}):
             counts = table.shared_blocks(rows, num_rows)
             if not counts.any():
-                continue
+                break  # what few rows do not share, more do not
             sharers = np.minimum(table.num_sharing(rows, counts), size)
             saved = counts * (1 - 1 / np.maximum(sharers, 1))
             best, most = np.where(saved > most, counts, best), np.maximum(saved, most)
