@@ -118,7 +118,7 @@ def plan_decode(
     """The work of the first `num_rows` rows, of which there is at least one; 0 programs: what was measured best."""
     programs_per_sm = programs_per_sm or program_sizes(num_heads // num_kv_heads, num_rows).programs_per_sm
     device = context_lens.device
-    programs = programs_per_sm * _num_sms(device.index or 0 if device.type == "cuda" else -1)
+    programs = programs_per_sm * _num_sms(device)
     most_items = num_rows + triton.cdiv(programs, num_kv_heads)
     items = torch.empty((5, most_items), dtype=torch.int32, device=device)
     arrived = torch.empty((num_rows, num_kv_heads), dtype=torch.int32, device=device)
@@ -138,9 +138,8 @@ def _shared_work(
 ) -> SharedWork:
     """Room for as many splits as give two programs to every multiprocessor if all rows are in full groups."""
     device, members = prefixes.lens.device, prefixes.members.shape[1]
-    wanted = 2 * _num_sms(device.index or 0 if device.type == "cuda" else -1)
     programs = triton.cdiv(num_rows, members) * num_kv_heads
-    splits = min(_MOST_SPLITS, triton.next_power_of_2(triton.cdiv(wanted, programs)))
+    splits = min(_MOST_SPLITS, triton.next_power_of_2(triton.cdiv(2 * _num_sms(device), programs)))
     partial_out = torch.empty((num_rows, splits, num_heads, head_dim), dtype=torch.float32, device=device)
     partial_max, partial_sum = torch.empty(
         (2, num_rows, splits, num_heads), dtype=torch.float32, device=device
@@ -149,6 +148,8 @@ def _shared_work(
 
 
 @functools.cache
-def _num_sms(index: int) -> int:
-    """Multiprocessors of a GPU; a few for the interpreter, whose device is -1."""
-    return torch.cuda.get_device_properties(index).multi_processor_count if index >= 0 else _INTERPRETED_SMS
+def _num_sms(device: torch.device) -> int:
+    """Multiprocessors of a GPU; a few for the interpreter."""
+    if device.type != "cuda":
+        return _INTERPRETED_SMS
+    return torch.cuda.get_device_properties(device.index or 0).multi_processor_count
