@@ -12,4 +12,5 @@ if not torch.cuda.is_available():
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """What a test draws does not depend on the tests that ran before it."""
+    torch.set_num_threads(1)
     torch.manual_seed(0)

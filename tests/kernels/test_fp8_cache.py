@@ -16,12 +16,6 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALLEST = 2.0**-9
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-
-
 def head_scales(num_heads: int) -> KvScales:
     """Of heads whose sizes differ by factors of four."""
     keys = 4.0 ** (torch.arange(num_heads, device=DEVICE) % 5 - 4)

@@ -61,12 +61,6 @@ def filled(batch: AttentionBatch) -> Chunks:
     )
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def on_hopper() -> None:
     if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9:

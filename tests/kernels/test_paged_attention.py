@@ -48,12 +48,6 @@ def attend(
     return found
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=["reference", "kernel"])
 @pytest.mark.parametrize("window", [None, 1, 30])
 @pytest.mark.parametrize("case", BATCHES, ids=str)

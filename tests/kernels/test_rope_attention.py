@@ -14,12 +14,6 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-6
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-
-
 class Case:
     """Rows that decode, whose last token is not in the cache yet, and the inputs of both ways."""
 

@@ -59,12 +59,6 @@ def attend(batch: AttentionBatch, prefixes: SharedPrefixes, shape: Shape) -> tor
     return found
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize("tokens", [128, 640])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_rows_with_and_without_a_group_attend_to_all_they_see(shape: Shape, tokens: int) -> None:
