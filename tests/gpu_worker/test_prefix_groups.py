@@ -1,25 +1,22 @@
 """Rows that begin with the same blocks are found, and put into groups that change no token."""
 
-import itertools
 import random
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpu_worker import prefix_groups
-from gpu_worker.decode_graphs import DecodeGraphs, graph_sizes
 from gpu_worker.model_runner import ModelRunner
 from gpu_worker.prefix_groups import PrefixFinder, PrefixGroups
-from gpu_worker.row_sampling import DrawKind
 from gpu_worker.row_table import RowTable
-from quire.packing import pack_int32, pack_uint32, unpack_int32, unpack_uint32
-from quire.v1 import types_pb2, worker_pb2
+from quire.packing import pack_int32
+from quire.v1 import worker_pb2
 from tests.support.checkpoints import checkpoint
+from tests.support.sharing_rows import Unrecorded, collect, prefill_sharing
 from tests.support.transformers_reference import greedy_tokens
-from tests.support.worker_driver import execute, make_runner
+from tests.support.worker_driver import make_runner
 
 BLOCK = 16
 
@@ -163,56 +160,16 @@ def test_whatever_is_shared_a_groups_rows_have_the_same_blocks(data: st.DataObje
 PREFIX_BLOCKS, NUM_ROWS, NUM_TOKENS = 5, 12, 10
 
 
-class Unrecorded(DecodeGraphs):
-    """Runs what a graph would hold; notes whether in groups."""
-
-    in_groups: list[bool]
-
-    def allow(self, max_rows: int) -> None:
-        self._sizes = self._sizes_in_groups = graph_sizes(max_rows)
-        self.in_groups = []
-
-    def replay(self, size: int, kind: DrawKind, *, in_groups: bool) -> None:
-        self.in_groups.append(in_groups)
-        self._steps.decode(size, kind, in_groups=in_groups)
-
-    def replay_logits(self, size: int, *, in_groups: bool) -> torch.Tensor:
-        self.in_groups.append(in_groups)
-        return self._steps.decode_logits(size, in_groups=in_groups)
-
-
 def decode_sharing(runner: ModelRunner, prompts: list[list[int]]) -> list[list[int]]:
     """Greedy tokens of prompts whose first blocks are the first prompt's."""
-    shared = list(range(1, 1 + PREFIX_BLOCKS))
     tokens: list[list[int]] = [[] for _ in prompts]
     for rows in ([0], list(range(1, len(prompts)))):
+        blocks = {row: [*range(1, 1 + PREFIX_BLOCKS), *range(20 + 4 * row, 24 + 4 * row)] for row in rows}
         computed = 0 if rows == [0] else PREFIX_BLOCKS * BLOCK
-        adds = [
-            worker_pb2.RowAdd(
-                row=row, token_ids=pack_int32(prompts[row]), num_prompt_tokens=len(prompts[row]),
-                num_computed_tokens=computed,
-                block_ids=pack_int32([*shared, *range(20 + 4 * row, 24 + 4 * row)]),
-                max_total_tokens=len(prompts[row]) + NUM_TOKENS,
-                sampling=types_pb2.SamplingParams(temperature=0, ignore_eos=True),
-            )
-            for row in rows
-        ]  # fmt: skip
-        counts = [len(prompts[row]) - computed for row in rows]
-        collect(runner, tokens, worker_pb2.StepCommand(
-            add_rows=adds, prefill_rows=pack_uint32(rows), prefill_num_tokens=pack_uint32(counts)))  # fmt: skip
+        prefill_sharing(runner, tokens, prompts, blocks, num_computed=computed, num_tokens=NUM_TOKENS)
     while min(map(len, tokens)) < NUM_TOKENS:
         collect(runner, tokens, worker_pb2.StepCommand(decode_steps=2))
     return [row[:NUM_TOKENS] for row in tokens]
-
-
-def collect(runner: ModelRunner, tokens: list[list[int]], command: worker_pb2.StepCommand) -> None:
-    result = execute(runner, command)
-    assert not result.errors
-    rows = unpack_uint32(result.rows).tolist()
-    counts = unpack_uint32(result.num_tokens).tolist() if result.num_tokens else [1] * len(rows)
-    came = iter(unpack_int32(result.token_ids).tolist())
-    for row, count in zip(rows, counts, strict=True):
-        tokens[row].extend(itertools.islice(came, count))
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -6,38 +6,21 @@ from unittest import mock
 import pytest
 
 from gpu_worker import prefix_groups
-from gpu_worker.model_runner import ModelRunner
 from kernels import dispatch
-from quire.packing import pack_int32, pack_uint32
-from quire.v1 import types_pb2, worker_pb2
-from tests.gpu_worker.test_prefix_groups import BLOCK, Unrecorded, collect
+from quire.v1 import worker_pb2
 from tests.support.checkpoints import checkpoint
+from tests.support.sharing_rows import Unrecorded, collect, prefill_sharing
 from tests.support.transformers_reference import greedy_tokens
 from tests.support.worker_driver import make_runner
 
-FAMILIES, ROWS, PREFIX_BLOCKS, NUM_TOKENS = 3, 4, 5, 4
+BLOCK, FAMILIES, ROWS, PREFIX_BLOCKS, NUM_TOKENS = 16, 3, 4, 5, 4
 ATTENTION = ("paged_attention", "rope_attention", "rope_kv_write")
 
 
-def add(
-    runner: ModelRunner, tokens: list[list[int]], rows: list[int], prompts: list[list[int]], computed: int
-) -> None:
-    """Rows of a family, whose first blocks are the family's, the rest each row's own."""
-    runner_adds = []
-    for row in rows:
-        family = row // ROWS
-        blocks = [*range(8 * family, 8 * family + PREFIX_BLOCKS), *range(40 + 3 * row, 43 + 3 * row)]
-        runner_adds.append(
-            worker_pb2.RowAdd(
-                row=row, token_ids=pack_int32(prompts[row]), num_prompt_tokens=len(prompts[row]),
-                num_computed_tokens=computed, block_ids=pack_int32(blocks),
-                max_total_tokens=len(prompts[row]) + NUM_TOKENS,
-                sampling=types_pb2.SamplingParams(temperature=0, ignore_eos=True),
-            )
-        )  # fmt: skip
-    counts = [len(prompts[row]) - computed for row in rows]
-    collect(runner, tokens, worker_pb2.StepCommand(
-        add_rows=runner_adds, prefill_rows=pack_uint32(rows), prefill_num_tokens=pack_uint32(counts)))  # fmt: skip
+def blocks_of(row: int) -> list[int]:
+    """A row's first blocks are its family's."""
+    first = 8 * (row // ROWS)
+    return [*range(first, first + PREFIX_BLOCKS), *range(40 + 3 * row, 43 + 3 * row)]
 
 
 def test_rows_in_more_groups_than_a_step_looks_at_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,15 +38,11 @@ def test_rows_in_more_groups_than_a_step_looks_at_lose_nothing(monkeypatch: pyte
     unrecorded.allow(64)
     runner._graphs = unrecorded
     tokens: list[list[int]] = [[] for _ in prompts]
-    firsts = list(range(0, len(prompts), ROWS))
-    add(runner, tokens, firsts, prompts, 0)
-    add(
-        runner,
-        tokens,
-        [row for row in range(len(prompts)) if row not in firsts],
-        prompts,
-        PREFIX_BLOCKS * BLOCK,
-    )
+    firsts = range(0, len(prompts), ROWS)
+    others = [row for row in range(len(prompts)) if row not in firsts]
+    for rows, computed in ((firsts, 0), (others, PREFIX_BLOCKS * BLOCK)):
+        blocks = {row: blocks_of(row) for row in rows}
+        prefill_sharing(runner, tokens, prompts, blocks, num_computed=computed, num_tokens=NUM_TOKENS)
     module = dispatch._module
     kernels = mock.patch.object(
         dispatch, "_module", lambda op, device: module(op, "cuda" if op in ATTENTION else device)
