@@ -39,20 +39,24 @@ def choose(m: int, n: int, k: int, *, is_gated: bool = False, multiprocessors: i
 
     multiprocessors: of a Hopper GPU, if the operands are such that the stream kernel can take them.
     """
-    if m > _MAX_ROWS:
-        return _stream_tiles(m, n * (2 if is_gated else 1), k, is_gated, multiprocessors)
     if m == 1:
         return _gemv_tiles(n, k, is_gated)
-    return _skinny_tiles(n, k)
+    rows = n * (2 if is_gated else 1)
+    if m > _MAX_ROWS:
+        return _stream_tiles(m, rows, k, is_gated, multiprocessors)
+    # Gate and up of a large product are tiles enough for `skinny` to keep every multiprocessor busy.
+    is_large_gated = is_gated and rows * k >= _LARGE
+    streamed = None if is_large_gated else _stream_tiles(m, rows, k, is_gated, multiprocessors)
+    return streamed or _skinny_tiles(n, k)
 
 
 def _gemv_tiles(n: int, k: int, is_gated: bool) -> Tiles:
-    """Few weight rows per program, and of those as much at a time as hides the way from memory."""
+    """Few weight rows per program, and of those as much at a time as hides the way from memory; short ones whole."""
     block_n = 2 if is_gated else 4
     if k <= 1024:
-        return Tiles("gemv", block_n=4 if is_gated or n < 4096 else 8, block_k=512)
+        return Tiles("gemv", block_n=4, block_k=1024)
     if k <= 2048 and n < 4096:
-        return Tiles("gemv", block_n=block_n, block_k=1024)
+        return Tiles("gemv", block_n=2, block_k=2048)
     if k <= 8192:
         return Tiles("gemv", block_n=block_n, block_k=2048, num_warps=8)
     return Tiles("gemv", block_n=block_n, block_k=512)

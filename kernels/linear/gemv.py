@@ -24,6 +24,12 @@ def _weights(weight_ptr, rows, weight_stride, n, start, K: tl.constexpr, BLOCK_K
 
 
 @triton.jit
+def _norm_weights(norm_ptr, start, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    columns = start + tl.arange(0, BLOCK_K)
+    return tl.load(norm_ptr + columns, mask=columns < K, other=0.0)
+
+
+@triton.jit
 def _norm_scale(x_ptr, eps, K: tl.constexpr, BLOCK_K: tl.constexpr):
     squares = tl.zeros((BLOCK_K,), tl.float32)
     for start in range(0, K, BLOCK_K):
@@ -35,33 +41,21 @@ def _norm_scale(x_ptr, eps, K: tl.constexpr, BLOCK_K: tl.constexpr):
 
 @triton.jit
 def gemv_kernel(
-    x_ptr,
-    weight_ptr,
-    up_ptr,
-    bias_ptr,
-    residual_ptr,
-    norm_ptr,
-    out_ptr,
-    weight_stride,
-    n,
-    eps,
-    K: tl.constexpr,
-    GATED: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-    HAS_NORM: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    x_ptr, weight_ptr, up_ptr, bias_ptr, residual_ptr, norm_ptr, out_ptr, weight_stride, n, eps, K: tl.constexpr,
+    GATED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """out [n] of x [K] and weights [n, K]; GATED: of two such, gate and up; HAS_NORM: of x after an RMS norm."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     weights = _weights(weight_ptr, rows, weight_stride, n, 0, K, BLOCK_K)
     if GATED:
         up_weights = _weights(up_ptr, rows, weight_stride, n, 0, K, BLOCK_K)
-    pdl.wait(PDL)
+    if HAS_NORM:
+        norm_weights = _norm_weights(norm_ptr, 0, K, BLOCK_K)
+    pdl.launch_and_wait(PDL)
     sums = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     up_sums = sums
+    scale = 1.0
     for start in range(0, K, BLOCK_K):
         columns = start + tl.arange(0, BLOCK_K)
         # Asked for first: nothing here depends on it, and it has the longest way.
@@ -70,7 +64,10 @@ def gemv_kernel(
             up_following = _weights(up_ptr, rows, weight_stride, n, start + BLOCK_K, K, BLOCK_K)
         x = tl.load(x_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
         if HAS_NORM:
-            x *= tl.load(norm_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
+            if K <= BLOCK_K:
+                scale = tl.rsqrt(tl.sum(x * x, axis=0) / K + eps)
+            x *= norm_weights.to(tl.float32)
+            norm_weights = _norm_weights(norm_ptr, start + BLOCK_K, K, BLOCK_K)
         x = x[None, :]
         if GATED:
             up_sums += up_weights.to(tl.float32) * x
@@ -79,10 +76,10 @@ def gemv_kernel(
         weights = following
     result = tl.sum(sums, axis=1)
     mask = rows < n
-    scale = 1.0
     if HAS_NORM:
-        # The same for all of x, so it could wait until here, out of the weights' way.
-        scale = _norm_scale(x_ptr, eps, K, BLOCK_K)
+        if K > BLOCK_K:
+            # The same for all of x, so it could wait until here, out of the weights' way.
+            scale = _norm_scale(x_ptr, eps, K, BLOCK_K)
         result *= scale
     if GATED:
         result = result / (1.0 + tl.exp(-result)) * (tl.sum(up_sums, axis=1) * scale)

@@ -35,44 +35,60 @@ def read_item(items_ptr, item, num_places):
 
 
 @triton.jit
-def attend_item(
-    q, table_ptr, k_ptr, v_ptr, start, end, seen_from, k_block_stride, k_slot_stride, v_block_stride, v_slot_stride,
-    scale_log2, GROUP_PAD: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    TILE: tl.constexpr, ONE_BLOCK: tl.constexpr, STAGES: tl.constexpr,
+def nothing_attended(QUERIES: tl.constexpr, DIM_PAD: tl.constexpr):
+    """What `attend_tile` adds to: unnormalised output [QUERIES, DIM_PAD], largest scores and sums of weights."""
+    out = tl.zeros([QUERIES, DIM_PAD], tl.float32)
+    return out, tl.full([QUERIES], float("-inf"), tl.float32), tl.zeros([QUERIES], tl.float32)
+
+
+@triton.jit
+def attend_tile(out, largest, total, q, keys, values, seen, scale_log2):
+    """Attend to those of a tile's tokens that are `seen`; keys [DIM_PAD, tile], values [tile, DIM_PAD]."""
+    scores = tl.dot(q, keys.to(q.dtype), input_precision="ieee") * scale_log2
+    scores = tl.where(seen[None, :], scores, float("-inf"))
+    new_largest = tl.maximum(largest, tl.max(scores, axis=1))
+    # Nothing seen so far: any finite number will do.
+    shift = tl.where(new_largest == float("-inf"), 0.0, new_largest)
+    weights = tl.exp2(scores - shift[:, None])
+    shrink = tl.exp2(largest - shift)
+    out = tl.dot(weights.to(q.dtype), values.to(q.dtype), out * shrink[:, None], input_precision="ieee")
+    return out, new_largest, total * shrink + tl.sum(weights, axis=1)
+
+
+@triton.jit
+def load_tile(
+    k_ptr, v_ptr, blocks, start, end, seen_from, k_block_stride, k_slot_stride, v_block_stride, v_slot_stride,
+    HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Unnormalised output [GROUP_PAD, DIM_PAD], largest score and sum of weights over tokens [start, end)."""
+    """Which tokens from `start` are seen, and their keys [DIM_PAD, TILE] and values [TILE, DIM_PAD]."""
+    tokens = start + tl.arange(0, TILE)
+    seen = (tokens < end) & (tokens >= seen_from)
     columns = tl.arange(0, DIM_PAD)
     in_head = columns < HEAD_DIM
-    largest = tl.full([GROUP_PAD], float("-inf"), tl.float32)
-    total = tl.zeros([GROUP_PAD], tl.float32)
-    out = tl.zeros([GROUP_PAD, DIM_PAD], tl.float32)
+    k_offsets = token_offsets(blocks, start, k_block_stride, k_slot_stride, BLOCK_SIZE, TILE, ONE_BLOCK)
+    v_offsets = token_offsets(blocks, start, v_block_stride, v_slot_stride, BLOCK_SIZE, TILE, ONE_BLOCK)
+    k_at, k_mask = k_ptr + k_offsets[None, :] + columns[:, None], seen[None, :] & in_head[:, None]
+    v_at, v_mask = v_ptr + v_offsets[:, None] + columns[None, :], seen[:, None] & in_head[None, :]
+    return seen, tl.load(k_at, mask=k_mask, other=0.0), tl.load(v_at, mask=v_mask, other=0.0)
+
+
+@triton.jit
+def attend_item(
+    out, largest, total, q, table_ptr, k_ptr, v_ptr, start, end, seen_from, k_block_stride, k_slot_stride,
+    v_block_stride, v_slot_stride, scale_log2, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, ONE_BLOCK: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Attend to tokens [start, end), as `attend_tile` does to a tile of them."""
     blocks = tile_blocks(table_ptr, start, end, BLOCK_SIZE, TILE, ONE_BLOCK)
     for tile_start in tl.range(start, end, TILE, num_stages=STAGES):
-        tokens = tile_start + tl.arange(0, TILE)
-        seen = (tokens < end) & (tokens >= seen_from)
-        k_offsets = token_offsets(
-            blocks, tile_start, k_block_stride, k_slot_stride, BLOCK_SIZE, TILE, ONE_BLOCK
-        )
-        v_offsets = token_offsets(
-            blocks, tile_start, v_block_stride, v_slot_stride, BLOCK_SIZE, TILE, ONE_BLOCK
-        )
+        tile = blocks
         blocks = tile_blocks(table_ptr, tile_start + TILE, end, BLOCK_SIZE, TILE, ONE_BLOCK)
-        keys = tl.load(
-            k_ptr + k_offsets[None, :] + columns[:, None], mask=seen[None, :] & in_head[:, None], other=0.0
-        ).to(q.dtype)
-        scores = tl.dot(q, keys, input_precision="ieee") * scale_log2
-        scores = tl.where(seen[None, :], scores, float("-inf"))
-        new_largest = tl.maximum(largest, tl.max(scores, axis=1))
-        # Nothing seen so far: any finite number will do.
-        shift = tl.where(new_largest == float("-inf"), 0.0, new_largest)
-        weights = tl.exp2(scores - shift[:, None])
-        shrink = tl.exp2(largest - shift)
-        values = tl.load(
-            v_ptr + v_offsets[:, None] + columns[None, :], mask=seen[:, None] & in_head[None, :], other=0.0
-        ).to(q.dtype)
-        out = tl.dot(weights.to(values.dtype), values, out * shrink[:, None], input_precision="ieee")
-        total = total * shrink + tl.sum(weights, axis=1)
-        largest = new_largest
+        seen, keys, values = load_tile(
+            k_ptr, v_ptr, tile, tile_start, end, seen_from, k_block_stride, k_slot_stride, v_block_stride,
+            v_slot_stride, HEAD_DIM, DIM_PAD, BLOCK_SIZE, TILE, ONE_BLOCK,
+        )  # fmt: skip
+        out, largest, total = attend_tile(out, largest, total, q, keys, values, seen, scale_log2)
     return out, largest, total
 
 
@@ -204,10 +220,11 @@ def _decode_kernel(
         if HAS_SCALES:
             scale_log2 *= tl.load(k_scales_ptr + head)
             q = widened(q)
+        out, largest, total = nothing_attended(GROUP_PAD, DIM_PAD)
         out, largest, total = attend_item(
-            q, tables_ptr + row * table_stride, k_ptr + head * k_head_stride, v_ptr + head * v_head_stride,
-            start, end, seen_from, k_block_stride, k_slot_stride, v_block_stride, v_slot_stride, scale_log2,
-            GROUP_PAD, HEAD_DIM, DIM_PAD, BLOCK_SIZE, TILE, ONE_BLOCK, STAGES,
+            out, largest, total, q, tables_ptr + row * table_stride, k_ptr + head * k_head_stride,
+            v_ptr + head * v_head_stride, start, end, seen_from, k_block_stride, k_slot_stride, v_block_stride,
+            v_slot_stride, scale_log2, HEAD_DIM, DIM_PAD, BLOCK_SIZE, TILE, ONE_BLOCK, STAGES,
         )  # fmt: skip
         if HAS_SCALES:
             out *= tl.load(v_scales_ptr + head)

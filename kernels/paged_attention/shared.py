@@ -11,7 +11,7 @@ import triton.language as tl
 from kernels import pdl
 from kernels.kv_scales import KvScales
 from kernels.paged_attention import SharedWork
-from kernels.paged_attention.decode import LOG2_E, attend_item
+from kernels.paged_attention.decode import LOG2_E, attend_item, nothing_attended
 from kernels.paged_attention.pages import widened
 from kernels.paged_attention.plan import SPLIT_TILE, split_span
 
@@ -51,10 +51,11 @@ def _shared_kernel(
         if HAS_SCALES:
             scale_log2 *= tl.load(k_scales_ptr + head)
             q = widened(q)
+        out, largest, total = nothing_attended(MEMBERS * GROUP_BLOCK, DIM_PAD)
         out, largest, total = attend_item(
-            q, tables_ptr + leader * table_stride, k_ptr + head * k_head_stride, v_ptr + head * v_head_stride,
-            start, end, 0, k_block_stride, k_slot_stride, v_block_stride, v_slot_stride, scale_log2,
-            MEMBERS * GROUP_BLOCK, HEAD_DIM, DIM_PAD, BLOCK_SIZE, TILE, ONE_BLOCK, STAGES,
+            out, largest, total, q, tables_ptr + leader * table_stride, k_ptr + head * k_head_stride,
+            v_ptr + head * v_head_stride, start, end, 0, k_block_stride, k_slot_stride, v_block_stride,
+            v_slot_stride, scale_log2, HEAD_DIM, DIM_PAD, BLOCK_SIZE, TILE, ONE_BLOCK, STAGES,
         )  # fmt: skip
         if HAS_SCALES:
             out *= tl.load(v_scales_ptr + head)

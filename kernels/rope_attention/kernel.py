@@ -9,7 +9,7 @@ from kernels.rope_attention import Rotation
 from kernels.rope_attention.decode import rope_decode_attention
 from kernels.rope_kv_write.kernel import rope_kv_write
 
-_FEW_ROWS = 64
+_FEW_ROWS = 16
 """So many rows, a launch less is worth more than queries rotated again for every part of a context."""
 
 

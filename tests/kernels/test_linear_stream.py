@@ -98,10 +98,10 @@ def test_what_lies_awry_is_not_streamable() -> None:
 
 def test_tiles_leave_every_program_a_multiprocessor() -> None:
     for n, k in [(1024, 2048), (4096, 1024), (6144, 4096), (4096, 14336), (14336, 4096), (9728, 2560)]:
-        for m in range(17, 257):
+        for m in range(2, 257):
             for is_gated in (False, True):
                 tiles = choose(m, n, k, is_gated=is_gated, multiprocessors=132)
-                if tiles is None:
+                if tiles is None or (m <= 16 and tiles.kernel == "skinny"):
                     continue
                 rows = 2 * n if is_gated else n
                 programs = -(-rows // tiles.block_n) * -(-m // tiles.block_m) * tiles.split_k
@@ -109,6 +109,19 @@ def test_tiles_leave_every_program_a_multiprocessor() -> None:
                 assert 44 <= programs <= 132
                 assert k // tiles.split_k >= 4 * tiles.block_k
                 assert tiles.split_k == 1 or tiles.block_n * tiles.block_m <= 128 * 128
+
+
+def test_few_rows_are_streamed_unless_they_are_gated_and_large_or_have_many_tiles() -> None:
+    for m in (2, 16):
+        for n, k, is_gated in [
+            (4096, 1024, False),
+            (1024, 2048, False),
+            (3072, 1024, True),
+            (4096, 14336, False),
+        ]:
+            assert (choose(m, n, k, is_gated=is_gated, multiprocessors=132) or TILES[0]).kernel == "stream"
+        for n, k, is_gated in [(14336, 4096, True), (128256, 4096, False)]:
+            assert (choose(m, n, k, is_gated=is_gated, multiprocessors=132) or TILES[0]).kernel == "skinny"
 
 
 def test_without_hopper_or_with_many_rows_torch_computes_the_product() -> None:
