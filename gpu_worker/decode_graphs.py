@@ -9,10 +9,10 @@ import torch
 from gpu_worker.model_steps import ModelSteps
 from gpu_worker.row_sampling import DrawKind
 
-_MOST_ROWS = 512
-_SIZES_IN_GROUPS = (8, 16, 32, 64, 96, 128, 192, 256, 384)
+_MOST_ROWS = 1024
+_SIZES_IN_GROUPS = (8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768)
 # None of 448 and 480: the library's products of 512 rows take less time (docs/performance.md, 23).
-_SIZES = (1, 2, 4, 8, 16, 24, 32, *range(48, 129, 16), *range(160, 417, 32))
+_SIZES = (1, 2, 4, 8, 16, 24, 32, *range(48, 129, 16), *range(160, 417, 32), *range(512, _MOST_ROWS, 128))
 
 
 def graph_sizes(max_rows: int) -> list[int]:

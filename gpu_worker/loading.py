@@ -29,7 +29,8 @@ from quire.v1 import types_pb2, worker_pb2
 
 log = structlog.get_logger()
 
-_CPU_ROWS, _GPU_ROWS = 64, 512
+_CPU_ROWS, _GPU_ROWS, _LARGE_GPU_ROWS = 64, 512, 1024
+_LARGE_GPU_BYTES = 64 << 30
 _CPU_STEP_TOKENS, _GPU_STEP_TOKENS = 2048, 8192
 
 
@@ -102,7 +103,7 @@ def _describe(
 ) -> worker_pb2.WorkerDescription:
     """All that is known before the weights and the KV cache are there."""
     is_gpu = device.type == "cuda"
-    max_rows = settings.max_rows or (_GPU_ROWS if is_gpu else _CPU_ROWS)
+    max_rows = settings.max_rows or _rows_that_suit(device)
     max_step_tokens = settings.max_step_tokens or (_GPU_STEP_TOKENS if is_gpu else _CPU_STEP_TOKENS)
     model = types_pb2.ModelDescription(
         name=settings.served_model_name or settings.model.rstrip("/").rpartition("/")[2],
@@ -123,6 +124,14 @@ def _describe(
         max_logprobs=min(settings.max_logprobs, config.vocab_size),
         device=torch.cuda.get_device_name(device) if is_gpu else "cpu",
     )
+
+
+def _rows_that_suit(device: torch.device) -> int:
+    """So many that a GPU's memory holds them at the lengths of usual requests."""
+    if device.type != "cuda":
+        return _CPU_ROWS
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return _LARGE_GPU_ROWS if memory >= _LARGE_GPU_BYTES else _GPU_ROWS
 
 
 def _kv_cache(

@@ -20,9 +20,9 @@ from gpu_worker.step_batch import StepBatch
 from kernels.paged_attention import QUERY_TILE
 
 MOST_TOKENS = 8192
-MOST_DECODING = 256
+MOST_DECODING = 1024
 _TOKENS = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, MOST_TOKENS)
-_DECODING = (0, 16, 64, MOST_DECODING)
+_DECODING = (0, 16, 64, 256, 512, MOST_DECODING)
 _FEWEST_CHUNKS = 8
 _PAST_THE_END = 1 << 30
 # Of a step's time what the GPU may need after the last launch, if the launches set it.

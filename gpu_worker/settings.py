@@ -37,7 +37,10 @@ class WorkerSettings(ServiceSettings):
         0, ge=0, description="most tokens of prompt and output; 0: what the model allows"
     )
     max_rows: int = Field(
-        0, ge=0, le=4096, description="most sequences that run at once; 0: 512 on a GPU, 64 on a CPU"
+        0,
+        ge=0,
+        le=4096,
+        description="most sequences that run at once; 0: 1024 on a GPU of 64 GiB, 512 on a smaller one, 64 on a CPU",
     )
     max_step_tokens: int = Field(
         0, ge=0, description="most token positions in one step; 0: 8192 on a GPU, 2048 on a CPU"
