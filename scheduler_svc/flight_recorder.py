@@ -23,7 +23,7 @@ from scheduler_svc.core.routing import Route, cheapest
 from scheduler_svc.core.scheduler import Scheduler
 
 # Another one whenever the core's state has other attributes: what is read would break in the middle of a call.
-FORMAT = 3
+FORMAT = 4
 # A call's tuple, names and numbers, beside its messages.
 _CALL_BYTES = 300
 # A block that is adopted: its hash and numbers.

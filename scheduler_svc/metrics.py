@@ -1,5 +1,8 @@
 """The scheduler's metrics: vLLM's names where it has one, observed once a step."""
 
+from functools import cache
+from typing import TypeVar
+
 from prometheus_client import Counter, Gauge, Histogram
 
 from quire.metrics import LATENCY_BUCKETS, REGISTRY, REQUEST_BUCKETS, STEP_BUCKETS, TOKEN_BUCKETS
@@ -9,6 +12,7 @@ from scheduler_svc.core.scheduler import Scheduler
 from scheduler_svc.core.step_tokens import StepStats
 
 _LABELS = ["model_name", "engine"]
+M = TypeVar("M", Counter, Gauge, Histogram)
 
 
 def _gauge(name: str, documentation: str) -> Gauge:
@@ -124,11 +128,23 @@ _ENGINE = "0"
 _model = ""
 
 
+@cache
+def _series(metric: M, *more: str) -> M:
+    """The one of the model that is served, and of `more` labels: to find it costs several times what counting does."""
+    return metric.labels(_model, _ENGINE, *more)
+
+
+@cache
+def _queue_seconds_for(cause: str) -> Histogram:
+    return _queue_seconds.labels(cause)
+
+
 def describe(scheduler: Scheduler) -> None:
     """A worker has described itself: the model's name labels everything from now on."""
     global _model
     if scheduler.abilities is not None:
         _model = scheduler.abilities.model.name
+        _series.cache_clear()
         _inter_token.label_values = (_model, _ENGINE)
         num_blocks = sum(replica.pool.num_blocks for replica in scheduler.replicas.values())
         # One series: what was true before is not.
@@ -140,8 +156,8 @@ def observe_step(stats: StepStats, cpu_s: float) -> None:
     """A command has retired."""
     _step_seconds.observe(stats.step_s)
     _step_cpu_seconds.observe(cpu_s)
-    _iteration_tokens.labels(_model, _ENGINE).observe(stats.prefill_tokens + stats.generated_tokens)
-    _generation_tokens.labels(_model, _ENGINE).inc(stats.generated_tokens)
+    _series(_iteration_tokens).observe(stats.prefill_tokens + stats.generated_tokens)
+    _series(_generation_tokens).inc(stats.generated_tokens)
     if len(stats.intervals_s):
         _inter_token.observe(stats.intervals_s, stats.interval_tokens)
 
@@ -152,31 +168,31 @@ def observe_state(scheduler: Scheduler) -> None:
     taken = sum(replica.rows.max_rows - replica.rows.num_free for replica in replicas)
     blocks = sum(replica.pool.num_blocks for replica in replicas)
     free = sum(replica.pool.num_free for replica in replicas)
-    _running.labels(_model, _ENGINE).set(taken)
-    _waiting.labels(_model, _ENGINE).set(len(scheduler.queue))
-    _kv_usage.labels(_model, _ENGINE).set((blocks - free) / blocks if blocks else 0.0)
+    _series(_running).set(taken)
+    _series(_waiting).set(len(scheduler.queue))
+    _series(_kv_usage).set((blocks - free) / blocks if blocks else 0.0)
     _workers.set(sum(replica.connected for replica in replicas))
 
 
 def observe_end(ending: Ending, reason: str) -> None:
     """A sequence has ended."""
     usage = ending.usage
-    _success.labels(_model, _ENGINE, reason).inc()
-    _prompt_tokens.labels(_model, _ENGINE).inc(usage.prompt_tokens)
-    _queries.labels(_model, _ENGINE).inc(usage.prompt_tokens)
-    _hits.labels(_model, _ENGINE).inc(usage.cached_tokens)
-    _preemptions.labels(_model, _ENGINE).inc(usage.preemptions)
+    _series(_success, reason).inc()
+    _series(_prompt_tokens).inc(usage.prompt_tokens)
+    _series(_queries).inc(usage.prompt_tokens)
+    _series(_hits).inc(usage.cached_tokens)
+    _series(_preemptions).inc(usage.preemptions)
     _recomputed.inc(usage.recomputed_tokens)
-    _queue_time.labels(_model, _ENGINE).observe(usage.queue_s)
-    _queue_seconds.labels(ending.sequence.queue_cause.value).observe(usage.queue_s)
+    _series(_queue_time).observe(usage.queue_s)
+    _queue_seconds_for(ending.sequence.queue_cause.value).observe(usage.queue_s)
     predicted_s = ending.sequence.request.predicted_ttft_s
     if predicted_s and usage.completion_tokens:
         _ttft_error.observe(abs(usage.queue_s + usage.prefill_s - predicted_s))
-    _prefill_time.labels(_model, _ENGINE).observe(usage.prefill_s)
-    _decode_time.labels(_model, _ENGINE).observe(usage.decode_s)
-    _inference_time.labels(_model, _ENGINE).observe(usage.prefill_s + usage.decode_s)
+    _series(_prefill_time).observe(usage.prefill_s)
+    _series(_decode_time).observe(usage.decode_s)
+    _series(_inference_time).observe(usage.prefill_s + usage.decode_s)
 
 
 def count_rejection(reason: str) -> None:
     """A request was refused."""
-    _rejections.labels(_model, _ENGINE, reason).inc()
+    _series(_rejections, reason).inc()

@@ -168,6 +168,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
             model=self._step_loop.model,
             scheduler_epoch=self._epoch,
             load_progress=self._step_loop.load_progress,
+            takes_more=True,
         )
 
     def _fail(self, error: BaseException) -> None:
@@ -228,15 +229,21 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
     ) -> None:
         try:
             async for request in requests:
-                kind = request.WhichOneof("kind")
-                if kind == "submit":
-                    self._take(client, request.submit, outbox)
-                elif kind == "cancel":
-                    self._cancel(client, request.cancel.handle)
-                elif kind == "finish":
-                    self._finish(client, request.finish.handle, request.finish.sequence)
+                for one in (request, *request.more):
+                    self._hear(client, one, outbox)
         finally:
             outbox.close()
+
+    def _hear(
+        self, client: int, request: scheduler_pb2.SchedulerSessionRequest, outbox: Outbox[_Response]
+    ) -> None:
+        kind = request.WhichOneof("kind")
+        if kind == "submit":
+            self._take(client, request.submit, outbox)
+        elif kind == "cancel":
+            self._cancel(client, request.cancel.handle)
+        elif kind == "finish":
+            self._finish(client, request.finish.handle, request.finish.sequence)
 
     def _cancel(self, client: int, handle: int) -> None:
         asking = self._asking.get((client, handle))

@@ -41,15 +41,24 @@ COUNTED: dict[str, Rule] = {
 """Field, and what becomes of it when a sequence has several records: the first one's, the most, or the sum."""
 
 # ARGV: seconds that marks are kept, the scheduler, number of fields, then for each its name and rule, then for each
-# record its sequence, tenant, number, completion tokens and the fields' values. A
-# sequence's mark is `tokens;scheduler=number;scheduler=number`.
+# record its sequence, tenant, and in one argument its number, completion tokens and the fields' values: arguments cost
+# more than their bytes. A sequence's mark is `tokens;scheduler=number;scheduler=number`.
 _SETTLE = """
-local scheduler, width = ARGV[2], tonumber(ARGV[3])
-local totals, counted = {}, 0
-for at = 4 + 2 * width, #ARGV, 4 + width do
-  local key, tenant = 'quire:settled:' .. ARGV[at], ARGV[at + 1]
-  local number, tokens = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
-  local mark, is_new, before, others = redis.call('GET', key), true, 0, ''
+local scheduler, width, first = ARGV[2], tonumber(ARGV[3]), 4 + 2 * tonumber(ARGV[3])
+local keys, marks, totals, counted = {}, {}, {}, 0
+for at = first, #ARGV, 3 do
+  keys[#keys + 1] = 'quire:settled:' .. ARGV[at]
+end
+for i, mark in ipairs(redis.call('MGET', unpack(keys))) do
+  marks[keys[i]] = mark
+end
+for at = first, #ARGV, 3 do
+  local key, tenant, numbers = 'quire:settled:' .. ARGV[at], ARGV[at + 1], {}
+  for number in string.gmatch(ARGV[at + 2], '%S+') do
+    numbers[#numbers + 1] = tonumber(number)
+  end
+  local number, tokens = numbers[1], numbers[2]
+  local mark, is_new, before, others = marks[key], true, 0, ''
   if mark then
     before = tonumber(string.match(mark, '^%d+') or '0')
     for other, last in string.gmatch(mark, ';([^=;]+)=(%d+)') do
@@ -63,10 +72,11 @@ for at = 4 + 2 * width, #ARGV, 4 + width do
   if is_new then
     counted = counted + 1
     local most = string.format('%.0f', math.max(before, tokens))
-    redis.call('SET', key, most .. ';' .. scheduler .. '=' .. ARGV[at + 2] .. others, 'EX', ARGV[1])
+    marks[key] = most .. ';' .. scheduler .. '=' .. string.format('%.0f', number) .. others
+    redis.call('SETEX', key, ARGV[1], marks[key])
     totals[tenant] = totals[tenant] or {}
     for i = 1, width do
-      local value, rule = tonumber(ARGV[at + 3 + i]), ARGV[3 + 2 * i]
+      local value, rule = numbers[2 + i], ARGV[3 + 2 * i]
       if rule == 'most' then
         value = math.max(0, value - before)
       elseif rule == 'once' and mark then
@@ -168,14 +178,16 @@ class Settlement:
             await asyncio.sleep(_INTERVAL_S)
 
     async def flush(self) -> None:
-        """Settle all there is. Raises one of `RedisFailure`; nothing is lost then."""
+        """Settle all that there is when it begins. Raises one of `RedisFailure`; nothing is lost then."""
         fields = [part for field in COUNTED.items() for part in field]
-        while self._unsettled:
+        newest = self._num_records
+        # What comes meanwhile waits for the next write: else an embedded server would get one for each step's ends.
+        while self._unsettled and self._unsettled[0][0] <= newest:
             batch = list(islice(self._unsettled, _BATCH))
             arguments: list[str] = [str(SETTLED_S), self._scheduler, str(len(COUNTED)), *fields]
             for number, record in batch:
-                arguments += [record.sequence, record.tenant, str(number), str(record.completion_tokens)]
-                arguments += map(str, record.values)
+                numbers = (number, record.completion_tokens, *record.values)
+                arguments += [record.sequence, record.tenant, " ".join(map(str, numbers))]
             totals = [part for entry in self._computed.items() for part in entry]
             async with self._client.pipeline(transaction=False) as pipeline:
                 pipeline.eval(_SETTLE, 0, *arguments)

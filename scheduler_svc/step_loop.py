@@ -300,7 +300,8 @@ class StepLoop:
     def _feed(self, worker: str, replica: Replica, now: float) -> None:
         if not replica.connected or worker not in self._links:
             return
-        while (command := self.scheduler.schedule(worker, now)) is not None:
+        # Asked without room it has nothing to say, which for each of a burst of requests adds up.
+        while replica.has_room and (command := self.scheduler.schedule(worker, now)) is not None:
             self._links[worker].send(command)
 
     def _set_timer(self, now: float) -> None:

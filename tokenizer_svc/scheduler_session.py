@@ -112,6 +112,7 @@ class SchedulerSession:
     def _receive(self, message: scheduler_pb2.SchedulerSessionResponse) -> None:
         if message.HasField("announcement"):
             self.announcement = message.announcement
+            self._session.merges = message.announcement.takes_more
             is_stranded = message.announcement.state == types_pb2.SERVICE_STATE_STARTING
             self.stranded_since = (self.stranded_since or time.monotonic()) if is_stranded else None
             self._events.announced()

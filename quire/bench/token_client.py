@@ -101,9 +101,11 @@ class TokenClient:
 
     def _receive(self, message: _SessionResponse) -> None:
         now = time.perf_counter()
-        if message.HasField("announcement") and message.announcement.state == types_pb2.SERVICE_STATE_READY:
-            self.model = message.announcement.model
-            self._ready.set()
+        if message.HasField("announcement"):
+            self._session.merges = message.announcement.takes_more
+            if message.announcement.state == types_pb2.SERVICE_STATE_READY:
+                self.model = message.announcement.model
+                self._ready.set()
         if message.HasField("batch"):
             self._batches.append((now, message.batch))
             self._num_open -= len(message.batch.ends)

@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import grpc
 import structlog
@@ -19,6 +19,8 @@ log = structlog.get_logger()
 
 _FIRST_BACKOFF_S = 0.05
 _MAX_BACKOFF_S = 1.0
+# Beyond it a message's bytes cost as much as its being one.
+_MERGED_BYTES = 2**16
 
 
 class SessionClient(Generic[Request, Response]):
@@ -44,6 +46,8 @@ class SessionClient(Generic[Request, Response]):
         self._wake = asyncio.Event()
         self._last_end = ""
         self.connected = False
+        self.merges = False
+        """Whether the peer has said that it reads what is in a request's `more`: its owner sets this."""
 
     def send(self, request: Request) -> None:
         """Queue a message for the stream. Raises NotReady when the peer is away."""
@@ -96,13 +100,26 @@ class SessionClient(Generic[Request, Response]):
 
     async def _write(self, call: grpc.aio.StreamStreamCall[Request, Response]) -> None:
         while True:
+            # The first after a pause goes alone: what it begins is not to wait until the others are read.
+            merges = False
             while self._outbox:
+                message = self._outbox.popleft()
+                if merges:
+                    self._merge_into(message)
+                merges = self.merges
                 try:
-                    await call.write(self._outbox.popleft())
+                    await call.write(message)
                 except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                     return  # the reader sees the same end and reports it
             self._wake.clear()
             await self._wake.wait()
+
+    def _merge_into(self, message: Any) -> None:
+        """Add to a message, which is about to be sent, as many of those that wait as go well with it."""
+        pending: deque[Any] = self._outbox
+        room = _MERGED_BYTES - message.ByteSize()
+        while pending and (room := room - pending[0].ByteSize()) >= 0:
+            message.more.append(pending.popleft())
 
 
 class Outbox(Generic[Message]):

@@ -26,7 +26,7 @@ from quire.v1 import types_pb2 as quire_dot_v1_dot_types__pb2
 from quire.v1 import worker_pb2 as quire_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18quire/v1/scheduler.proto\x12\x08quire.v1\x1a\x14quire/v1/types.proto\x1a\x15quire/v1/worker.proto\"\x96\x03\n\x0cTokenRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x01(\x0c\x12*\n\x08sampling\x18\x03 \x01(\x0b\x32\x18.quire.v1.SamplingParams\x12\t\n\x01n\x18\x04 \x01(\r\x12\x0e\n\x06tenant\x18\x05 \x01(\t\x12\x10\n\x08priority\x18\x06 \x01(\x05\x12\x12\n\ncache_salt\x18\x07 \x01(\t\x12\x16\n\ttimeout_s\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12%\n\x05trace\x18\t \x01(\x0b\x32\x16.quire.v1.TraceContext\x12*\n\x07resumed\x18\n \x03(\x0b\x32\x19.quire.v1.ResumedSequence\x12-\n\rtenant_policy\x18\x0b \x01(\x0b\x32\x16.quire.v1.TenantPolicy\x12\x1c\n\x14public_prefix_tokens\x18\x0c \x01(\r\x12\x12\n\nredirected\x18\r \x01(\x08\x12\x11\n\tledger_id\x18\x0e \x01(\tB\x0c\n\n_timeout_s\"6\n\x0fResumedSequence\x12\x10\n\x08sequence\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\"\xde\x02\n\x17SchedulerSessionRequest\x12:\n\x06submit\x18\x01 \x01(\x0b\x32(.quire.v1.SchedulerSessionRequest.SubmitH\x00\x12:\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32(.quire.v1.SchedulerSessionRequest.CancelH\x00\x12:\n\x06\x66inish\x18\x03 \x01(\x0b\x32(.quire.v1.SchedulerSessionRequest.FinishH\x00\x1a\x41\n\x06Submit\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\'\n\x07request\x18\x02 \x01(\x0b\x32\x16.quire.v1.TokenRequest\x1a\x18\n\x06\x43\x61ncel\x12\x0e\n\x06handle\x18\x01 \x01(\r\x1a*\n\x06\x46inish\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x10\n\x08sequence\x18\x02 \x01(\rB\x06\n\x04kind\"\xe3\x01\n\x18SchedulerSessionResponse\x12\x35\n\x0c\x61nnouncement\x18\x01 \x01(\x0b\x32\x1f.quire.v1.SchedulerAnnouncement\x12#\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x14.quire.v1.TokenBatch\x12>\n\tredirects\x18\x03 \x03(\x0b\x32+.quire.v1.SchedulerSessionResponse.Redirect\x1a+\n\x08Redirect\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\x99\x01\n\x15SchedulerAnnouncement\x12%\n\x05state\x18\x01 \x01(\x0e\x32\x16.quire.v1.ServiceState\x12)\n\x05model\x18\x02 \x01(\x0b\x32\x1a.quire.v1.ModelDescription\x12\x17\n\x0fscheduler_epoch\x18\x03 \x01(\x04\x12\x15\n\rload_progress\x18\x04 \x01(\x02\"\xf8\x01\n\nTokenBatch\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\x12\x11\n\tsequences\x18\x02 \x01(\x0c\x12\x12\n\nnum_tokens\x18\x03 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x04 \x01(\x0c\x12\x34\n\x08logprobs\x18\x05 \x03(\x0b\x32\".quire.v1.TokenBatch.EntryLogprobs\x12#\n\x04\x65nds\x18\x06 \x03(\x0b\x32\x15.quire.v1.SequenceEnd\x1a\x44\n\rEntryLogprobs\x12\r\n\x05\x65ntry\x18\x01 \x01(\r\x12$\n\x08logprobs\x18\x02 \x01(\x0b\x32\x12.quire.v1.Logprobs\"\xcc\x01\n\x0bSequenceEnd\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x10\n\x08sequence\x18\x02 \x01(\r\x12-\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x16.quire.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x1e\n\x05usage\x18\x05 \x01(\x0b\x32\x0f.quire.v1.Usage\x12\x1e\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x0f.quire.v1.ErrorB\x10\n\x0e_stop_token_id\"\xa7\x01\n\x0bTokenUpdate\x12\x10\n\x08sequence\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12$\n\x08logprobs\x18\x03 \x01(\x0b\x32\x12.quire.v1.Logprobs\x12-\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x16.quire.v1.FinishReason\x12\x1e\n\x05usage\x18\x05 \x01(\x0b\x32\x0f.quire.v1.Usage\"\xf5\x01\n\x0fSchedulerStatus\x12%\n\x05state\x18\x01 \x01(\x0e\x32\x16.quire.v1.ServiceState\x12)\n\x05model\x18\x02 \x01(\x0b\x32\x1a.quire.v1.ModelDescription\x12\x19\n\x11sequences_running\x18\x03 \x01(\r\x12\x19\n\x11sequences_waiting\x18\x04 \x01(\r\x12\x16\n\x0etokens_waiting\x18\x05 \x01(\x04\x12)\n\x08replicas\x18\x06 \x03(\x0b\x32\x17.quire.v1.ReplicaStatus\x12\x17\n\x0fscheduler_epoch\x18\x07 \x01(\x04\"\xf1\x01\n\rReplicaStatus\x12+\n\x06worker\x18\x01 \x01(\x0b\x32\x1b.quire.v1.WorkerDescription\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12\x11\n\trows_used\x18\x03 \x01(\r\x12\x13\n\x0b\x62locks_free\x18\x04 \x01(\r\x12\x13\n\x0b\x62locks_used\x18\x05 \x01(\r\x12\x15\n\rblocks_cached\x18\x06 \x01(\r\x12\x16\n\x0elast_step_sent\x18\x07 \x01(\x04\x12\x19\n\x11last_step_retired\x18\x08 \x01(\x04\x12\x19\n\x11sequences_running\x18\t \x01(\r2\x9c\x02\n\tScheduler\x12T\n\x07Session\x12!.quire.v1.SchedulerSessionRequest\x1a\".quire.v1.SchedulerSessionResponse(\x01\x30\x01\x12;\n\x08Generate\x12\x16.quire.v1.TokenRequest\x1a\x15.quire.v1.TokenUpdate0\x01\x12\x42\n\tGetStatus\x12\x1a.quire.v1.GetStatusRequest\x1a\x19.quire.v1.SchedulerStatus\x12\x38\n\x05\x44rain\x12\x16.quire.v1.DrainRequest\x1a\x17.quire.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18quire/v1/scheduler.proto\x12\x08quire.v1\x1a\x14quire/v1/types.proto\x1a\x15quire/v1/worker.proto\"\x96\x03\n\x0cTokenRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x01(\x0c\x12*\n\x08sampling\x18\x03 \x01(\x0b\x32\x18.quire.v1.SamplingParams\x12\t\n\x01n\x18\x04 \x01(\r\x12\x0e\n\x06tenant\x18\x05 \x01(\t\x12\x10\n\x08priority\x18\x06 \x01(\x05\x12\x12\n\ncache_salt\x18\x07 \x01(\t\x12\x16\n\ttimeout_s\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12%\n\x05trace\x18\t \x01(\x0b\x32\x16.quire.v1.TraceContext\x12*\n\x07resumed\x18\n \x03(\x0b\x32\x19.quire.v1.ResumedSequence\x12-\n\rtenant_policy\x18\x0b \x01(\x0b\x32\x16.quire.v1.TenantPolicy\x12\x1c\n\x14public_prefix_tokens\x18\x0c \x01(\r\x12\x12\n\nredirected\x18\r \x01(\x08\x12\x11\n\tledger_id\x18\x0e \x01(\tB\x0c\n\n_timeout_s\"6\n\x0fResumedSequence\x12\x10\n\x08sequence\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\"\x8f\x03\n\x17SchedulerSessionRequest\x12:\n\x06submit\x18\x01 \x01(\x0b\x32(.quire.v1.SchedulerSessionRequest.SubmitH\x00\x12:\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32(.quire.v1.SchedulerSessionRequest.CancelH\x00\x12:\n\x06\x66inish\x18\x03 \x01(\x0b\x32(.quire.v1.SchedulerSessionRequest.FinishH\x00\x12/\n\x04more\x18\x04 \x03(\x0b\x32!.quire.v1.SchedulerSessionRequest\x1a\x41\n\x06Submit\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\'\n\x07request\x18\x02 \x01(\x0b\x32\x16.quire.v1.TokenRequest\x1a\x18\n\x06\x43\x61ncel\x12\x0e\n\x06handle\x18\x01 \x01(\r\x1a*\n\x06\x46inish\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x10\n\x08sequence\x18\x02 \x01(\rB\x06\n\x04kind\"\xe3\x01\n\x18SchedulerSessionResponse\x12\x35\n\x0c\x61nnouncement\x18\x01 \x01(\x0b\x32\x1f.quire.v1.SchedulerAnnouncement\x12#\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x14.quire.v1.TokenBatch\x12>\n\tredirects\x18\x03 \x03(\x0b\x32+.quire.v1.SchedulerSessionResponse.Redirect\x1a+\n\x08Redirect\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\xad\x01\n\x15SchedulerAnnouncement\x12%\n\x05state\x18\x01 \x01(\x0e\x32\x16.quire.v1.ServiceState\x12)\n\x05model\x18\x02 \x01(\x0b\x32\x1a.quire.v1.ModelDescription\x12\x17\n\x0fscheduler_epoch\x18\x03 \x01(\x04\x12\x15\n\rload_progress\x18\x04 \x01(\x02\x12\x12\n\ntakes_more\x18\x05 \x01(\x08\"\xf8\x01\n\nTokenBatch\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\x12\x11\n\tsequences\x18\x02 \x01(\x0c\x12\x12\n\nnum_tokens\x18\x03 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x04 \x01(\x0c\x12\x34\n\x08logprobs\x18\x05 \x03(\x0b\x32\".quire.v1.TokenBatch.EntryLogprobs\x12#\n\x04\x65nds\x18\x06 \x03(\x0b\x32\x15.quire.v1.SequenceEnd\x1a\x44\n\rEntryLogprobs\x12\r\n\x05\x65ntry\x18\x01 \x01(\r\x12$\n\x08logprobs\x18\x02 \x01(\x0b\x32\x12.quire.v1.Logprobs\"\xcc\x01\n\x0bSequenceEnd\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x10\n\x08sequence\x18\x02 \x01(\r\x12-\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x16.quire.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x1e\n\x05usage\x18\x05 \x01(\x0b\x32\x0f.quire.v1.Usage\x12\x1e\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x0f.quire.v1.ErrorB\x10\n\x0e_stop_token_id\"\xa7\x01\n\x0bTokenUpdate\x12\x10\n\x08sequence\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12$\n\x08logprobs\x18\x03 \x01(\x0b\x32\x12.quire.v1.Logprobs\x12-\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x16.quire.v1.FinishReason\x12\x1e\n\x05usage\x18\x05 \x01(\x0b\x32\x0f.quire.v1.Usage\"\xf5\x01\n\x0fSchedulerStatus\x12%\n\x05state\x18\x01 \x01(\x0e\x32\x16.quire.v1.ServiceState\x12)\n\x05model\x18\x02 \x01(\x0b\x32\x1a.quire.v1.ModelDescription\x12\x19\n\x11sequences_running\x18\x03 \x01(\r\x12\x19\n\x11sequences_waiting\x18\x04 \x01(\r\x12\x16\n\x0etokens_waiting\x18\x05 \x01(\x04\x12)\n\x08replicas\x18\x06 \x03(\x0b\x32\x17.quire.v1.ReplicaStatus\x12\x17\n\x0fscheduler_epoch\x18\x07 \x01(\x04\"\xf1\x01\n\rReplicaStatus\x12+\n\x06worker\x18\x01 \x01(\x0b\x32\x1b.quire.v1.WorkerDescription\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12\x11\n\trows_used\x18\x03 \x01(\r\x12\x13\n\x0b\x62locks_free\x18\x04 \x01(\r\x12\x13\n\x0b\x62locks_used\x18\x05 \x01(\r\x12\x15\n\rblocks_cached\x18\x06 \x01(\r\x12\x16\n\x0elast_step_sent\x18\x07 \x01(\x04\x12\x19\n\x11last_step_retired\x18\x08 \x01(\x04\x12\x19\n\x11sequences_running\x18\t \x01(\r2\x9c\x02\n\tScheduler\x12T\n\x07Session\x12!.quire.v1.SchedulerSessionRequest\x1a\".quire.v1.SchedulerSessionResponse(\x01\x30\x01\x12;\n\x08Generate\x12\x16.quire.v1.TokenRequest\x1a\x15.quire.v1.TokenUpdate0\x01\x12\x42\n\tGetStatus\x12\x1a.quire.v1.GetStatusRequest\x1a\x19.quire.v1.SchedulerStatus\x12\x38\n\x05\x44rain\x12\x16.quire.v1.DrainRequest\x1a\x17.quire.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,31 +38,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESUMEDSEQUENCE']._serialized_start=492
   _globals['_RESUMEDSEQUENCE']._serialized_end=546
   _globals['_SCHEDULERSESSIONREQUEST']._serialized_start=549
-  _globals['_SCHEDULERSESSIONREQUEST']._serialized_end=899
-  _globals['_SCHEDULERSESSIONREQUEST_SUBMIT']._serialized_start=756
-  _globals['_SCHEDULERSESSIONREQUEST_SUBMIT']._serialized_end=821
-  _globals['_SCHEDULERSESSIONREQUEST_CANCEL']._serialized_start=823
-  _globals['_SCHEDULERSESSIONREQUEST_CANCEL']._serialized_end=847
-  _globals['_SCHEDULERSESSIONREQUEST_FINISH']._serialized_start=849
-  _globals['_SCHEDULERSESSIONREQUEST_FINISH']._serialized_end=891
-  _globals['_SCHEDULERSESSIONRESPONSE']._serialized_start=902
-  _globals['_SCHEDULERSESSIONRESPONSE']._serialized_end=1129
-  _globals['_SCHEDULERSESSIONRESPONSE_REDIRECT']._serialized_start=1086
-  _globals['_SCHEDULERSESSIONRESPONSE_REDIRECT']._serialized_end=1129
-  _globals['_SCHEDULERANNOUNCEMENT']._serialized_start=1132
-  _globals['_SCHEDULERANNOUNCEMENT']._serialized_end=1285
-  _globals['_TOKENBATCH']._serialized_start=1288
-  _globals['_TOKENBATCH']._serialized_end=1536
-  _globals['_TOKENBATCH_ENTRYLOGPROBS']._serialized_start=1468
-  _globals['_TOKENBATCH_ENTRYLOGPROBS']._serialized_end=1536
-  _globals['_SEQUENCEEND']._serialized_start=1539
-  _globals['_SEQUENCEEND']._serialized_end=1743
-  _globals['_TOKENUPDATE']._serialized_start=1746
-  _globals['_TOKENUPDATE']._serialized_end=1913
-  _globals['_SCHEDULERSTATUS']._serialized_start=1916
-  _globals['_SCHEDULERSTATUS']._serialized_end=2161
-  _globals['_REPLICASTATUS']._serialized_start=2164
-  _globals['_REPLICASTATUS']._serialized_end=2405
-  _globals['_SCHEDULER']._serialized_start=2408
-  _globals['_SCHEDULER']._serialized_end=2692
+  _globals['_SCHEDULERSESSIONREQUEST']._serialized_end=948
+  _globals['_SCHEDULERSESSIONREQUEST_SUBMIT']._serialized_start=805
+  _globals['_SCHEDULERSESSIONREQUEST_SUBMIT']._serialized_end=870
+  _globals['_SCHEDULERSESSIONREQUEST_CANCEL']._serialized_start=872
+  _globals['_SCHEDULERSESSIONREQUEST_CANCEL']._serialized_end=896
+  _globals['_SCHEDULERSESSIONREQUEST_FINISH']._serialized_start=898
+  _globals['_SCHEDULERSESSIONREQUEST_FINISH']._serialized_end=940
+  _globals['_SCHEDULERSESSIONRESPONSE']._serialized_start=951
+  _globals['_SCHEDULERSESSIONRESPONSE']._serialized_end=1178
+  _globals['_SCHEDULERSESSIONRESPONSE_REDIRECT']._serialized_start=1135
+  _globals['_SCHEDULERSESSIONRESPONSE_REDIRECT']._serialized_end=1178
+  _globals['_SCHEDULERANNOUNCEMENT']._serialized_start=1181
+  _globals['_SCHEDULERANNOUNCEMENT']._serialized_end=1354
+  _globals['_TOKENBATCH']._serialized_start=1357
+  _globals['_TOKENBATCH']._serialized_end=1605
+  _globals['_TOKENBATCH_ENTRYLOGPROBS']._serialized_start=1537
+  _globals['_TOKENBATCH_ENTRYLOGPROBS']._serialized_end=1605
+  _globals['_SEQUENCEEND']._serialized_start=1608
+  _globals['_SEQUENCEEND']._serialized_end=1812
+  _globals['_TOKENUPDATE']._serialized_start=1815
+  _globals['_TOKENUPDATE']._serialized_end=1982
+  _globals['_SCHEDULERSTATUS']._serialized_start=1985
+  _globals['_SCHEDULERSTATUS']._serialized_end=2230
+  _globals['_REPLICASTATUS']._serialized_start=2233
+  _globals['_REPLICASTATUS']._serialized_end=2474
+  _globals['_SCHEDULER']._serialized_start=2477
+  _globals['_SCHEDULER']._serialized_end=2761
 # @@protoc_insertion_point(module_scope)

@@ -212,6 +212,7 @@ class SchedulerSessionRequest(_message.Message):
     SUBMIT_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
     FINISH_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def submit(self) -> Global___SchedulerSessionRequest.Submit:
         """A new request."""
@@ -224,16 +225,23 @@ class SchedulerSessionRequest(_message.Message):
     def finish(self) -> Global___SchedulerSessionRequest.Finish:
         """End one sequence whose output is complete."""
 
+    @_builtins.property
+    def more(self) -> _containers.RepeatedCompositeFieldContainer[Global___SchedulerSessionRequest]:
+        """What was said while this waited to be sent, in order; their own `more` is not read. Only to a scheduler that has
+        announced `takes_more`.
+        """
+
     def __init__(
         self,
         *,
         submit: Global___SchedulerSessionRequest.Submit | None = ...,
         cancel: Global___SchedulerSessionRequest.Cancel | None = ...,
         finish: Global___SchedulerSessionRequest.Finish | None = ...,
+        more: _abc.Iterable[Global___SchedulerSessionRequest] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "finish", b"finish", "kind", b"kind", "submit", b"submit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "finish", b"finish", "kind", b"kind", "submit", b"submit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "finish", b"finish", "kind", b"kind", "more", b"more", "submit", b"submit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["submit", "cancel", "finish"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
@@ -311,12 +319,15 @@ class SchedulerAnnouncement(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     SCHEDULER_EPOCH_FIELD_NUMBER: _builtins.int
     LOAD_PROGRESS_FIELD_NUMBER: _builtins.int
+    TAKES_MORE_FIELD_NUMBER: _builtins.int
     state: _types_pb2.ServiceState.ValueType
     """READY when at least one worker is."""
     scheduler_epoch: _builtins.int
     """Differs for every process of the scheduler."""
     load_progress: _builtins.float
     """Load progress of the worker that is furthest, 0 to 1."""
+    takes_more: _builtins.bool
+    """Whether the session's requests may come several in a message."""
     @_builtins.property
     def model(self) -> _types_pb2.ModelDescription:
         """The served model; absent until a worker has described it."""
@@ -328,10 +339,11 @@ class SchedulerAnnouncement(_message.Message):
         model: _types_pb2.ModelDescription | None = ...,
         scheduler_epoch: _builtins.int = ...,
         load_progress: _builtins.float = ...,
+        takes_more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["load_progress", b"load_progress", "model", b"model", "scheduler_epoch", b"scheduler_epoch", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["load_progress", b"load_progress", "model", b"model", "scheduler_epoch", b"scheduler_epoch", "state", b"state", "takes_more", b"takes_more"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,10 +24,19 @@ class ComingBlocks:
         """Nothing is computed any more."""
         self._computing.clear()
 
-    def has(self, block_hash: bytes, priority: int) -> bool:
-        """Whether a block is being computed by what nobody of this priority would overtake."""
-        computing = self._computing.get(block_hash)
-        return computing is not None and computing.request.priority <= priority
+    def num_leading(self, hashes: list[bytes], first: int, most: int, priority: int) -> int:
+        """How many blocks from `first` up to `most` in a row are being computed.
+
+        By what would be overtaken by this priority does not count.
+        """
+        place, computing = first, self._computing
+        if computing:
+            while place < most:
+                sequence = computing.get(hashes[place])
+                if sequence is None or sequence.request.priority > priority:
+                    break
+                place += 1
+        return place - first
 
     def check_integrity(self, running: set[Sequence]) -> None:
         """Assert that only these compute."""

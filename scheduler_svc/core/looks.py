@@ -58,10 +58,8 @@ def find_prefix(replica: Replica, sequence: Sequence) -> Prefix:
     hashes = sequence.block_hashes
     if len(hashes) < most:
         hashes = sequence.hash_blocks(most, replica.block_size)
-    cached = coming = sequence.prefix_memory.length(replica.name, replica.pool, hashes, most)
-    while coming < most and replica.coming.has(hashes[coming], sequence.request.priority):
-        coming += 1
-    return Prefix(cached, coming - cached)
+    cached = sequence.prefix_memory.length(replica.name, replica.pool, hashes, most)
+    return Prefix(cached, replica.coming.num_leading(hashes, cached, most, sequence.request.priority))
 
 
 def num_uncached(replica: Replica, sequence: Sequence, prefix: Prefix) -> int:

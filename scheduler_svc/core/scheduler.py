@@ -24,6 +24,7 @@ from scheduler_svc.core.live_requests import Ending, LiveRequests
 from scheduler_svc.core.pace import decode_at
 from scheduler_svc.core.placement import Placement
 from scheduler_svc.core.queue import WaitingQueue
+from scheduler_svc.core.recent_prompts import RecentPrompts
 from scheduler_svc.core.replica import Replica
 from scheduler_svc.core.routing import Offer, Route, cheapest
 from scheduler_svc.core.sequence import LeaveReason, Request, Sequence, SequenceState
@@ -52,6 +53,7 @@ class Scheduler:
         self._placement = Placement(self.queue, self.replicas, limits, route)
         self._requests = LiveRequests(self.tenants)
         self._deadlines = Deadlines()
+        self._recent_prompts = RecentPrompts()
         self._alone_since = inf
         """When the last worker was lost, in seconds; inf while one is connected, or has yet to come."""
         self._num_arrived = 0
@@ -163,9 +165,10 @@ class Scheduler:
         request = make_request(
             client, handle, asked, tenant, seed, now, self._num_arrived, self.abilities, self._limits
         )
-        mean_output = self._requests.mean_output
+        first, mean_output = request.sequences[0], self._requests.mean_output
+        if self.serves:
+            self._recent_prompts.hash(first, self.abilities.block_size)
         backlog = Backlog.of(request, self.queue, self.replicas.values(), self.tenants, mean_output, now)
-        first = request.sequences[0]
         is_length_known, most = not first.stop_token_ids, first.max_total_tokens - len(first.token_ids)
         request.predicted_ttft_s = admit(
             backlog,
@@ -202,7 +205,8 @@ class Scheduler:
         request = make_request(
             0, 0, asked, Tenant(asked.tenant, 0), 0, 0.0, self._num_arrived, self.abilities, self._limits
         )
-        sequence = request.sequences[0]
+        sequence, block_size = request.sequences[0], self.abilities.block_size
+        self._recent_prompts.hash(sequence, block_size)
         connected = list(self._serving())
         waiting = self.queue.num_tokens // max(1, len(connected))
         offers = []
@@ -210,8 +214,7 @@ class Scheduler:
             load = replica.load
             uncached = looks.num_uncached(replica, sequence, looks.find_prefix(replica, sequence))
             offers.append(Offer(replica.name, load._replace(backlog=load.backlog + waiting), uncached))
-        count = (len(sequence.token_ids) - 1) // self.abilities.block_size
-        return list(sequence.hash_blocks(count, self.abilities.block_size)), offers
+        return sequence.hash_blocks((len(sequence.token_ids) - 1) // block_size, block_size), offers
 
     def _start(self, sequence: Sequence, now: float) -> None:
         """Queue a new sequence, unless what it is resumed with is its whole output."""

@@ -162,12 +162,16 @@ class Sequence:
         """Positions of its known tokens that no command has asked for."""
         return self.num_added - self.chunk_end
 
+    def num_public_blocks(self, block_size: int) -> int:
+        """Leading full blocks that may be shared with everybody."""
+        return min(self.request.num_public_tokens, self.num_prompt_tokens) // block_size
+
     def hash_blocks(self, count: int, block_size: int) -> list[bytes]:
         """Hashes of the first `count` full blocks; the caller has checked that there are so many."""
         hashes = self.block_hashes
         if len(hashes) < count:
             request = self.request
-            num_public = min(request.num_public_tokens, self.num_prompt_tokens) // block_size
+            num_public = self.num_public_blocks(block_size)
             root = request.public_root if num_public else request.cache_root
             parent = hashes[-1] if hashes else root
             first, width = len(hashes), block_size * self.token_ids.itemsize

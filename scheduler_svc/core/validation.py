@@ -149,6 +149,8 @@ def _check_range(
 
 
 def _check_logit_bias(sampling: types_pb2.SamplingParams, vocab_size: int) -> None:
+    if not sampling.logit_bias_token_ids and not sampling.logit_bias_values:
+        return
     token_ids = _token_ids(sampling.logit_bias_token_ids, "logit_bias", vocab_size)
     try:
         values = unpack_float32(sampling.logit_bias_values)
@@ -199,8 +201,9 @@ def _token_ids(data: bytes, param: str, vocab_size: int) -> NDArray[np.int32]:
         token_ids = unpack_int32(data)
     except ValueError:
         raise InvalidRequest(f"{param}: {len(data)} bytes are not packed int32", param=param) from None
-    bad = (token_ids < 0) | (token_ids >= vocab_size)
-    if bool(bad.any()):
+    # One pass: what is below 0 is beyond any vocabulary without its sign.
+    if len(token_ids) and int(np.maximum.reduce(token_ids.view(np.uint32))) >= vocab_size:
+        bad = (token_ids < 0) | (token_ids >= vocab_size)
         first = int(token_ids[bad][0])
         raise InvalidRequest(f"{param}: token id {first} is outside 0 .. {vocab_size - 1}", param=param)
     return token_ids

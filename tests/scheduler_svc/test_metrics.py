@@ -80,3 +80,20 @@ async def test_the_cache_s_size_is_told_once_however_often_it_changes(sockets: S
                 await service.until_state(types_pb2.SERVICE_STATE_READY)
                 assert told() == [str(num_blocks)]
             await service.until_state(types_pb2.SERVICE_STATE_STARTING)
+
+
+async def test_what_another_model_does_is_counted_under_its_name(sockets: Sockets) -> None:
+    from quire.metrics import REGISTRY
+
+    def generated(model: str) -> float:
+        labels = {"model_name": model, "engine": "0"}
+        return REGISTRY.get_sample_value("vllm:generation_tokens_total", labels) or 0.0
+
+    async with running_scheduler(sockets("scheduler"), sockets("worker")) as service:
+        for model, num_tokens in (("one", 5), ("other", 7)):
+            async with running_worker(sockets("worker"), model_name=model):
+                await service.until_state(types_pb2.SERVICE_STATE_READY)
+                await generate(service, token_request([1, 2, 3], num_tokens))
+                await service.until_free()
+            await service.until_state(types_pb2.SERVICE_STATE_STARTING)
+    assert (generated("one"), generated("other")) == (5, 7)

@@ -36,6 +36,21 @@ async def test_a_session_is_told_who_serves_and_carries_many_requests(sockets: S
     assert set(ends) == set(range(20))
 
 
+async def test_what_is_said_in_one_message_is_heard_in_order(sockets: Sockets) -> None:
+    async with running_pair(sockets) as (service, _):
+        call = service.stub.Session()
+        assert (await call.read()).announcement.takes_more
+        submits = [Kind(submit=Kind.Submit(handle=n, request=token_request([n, 7], 9))) for n in range(4)]
+        first, *more = submits
+        first.more.extend([*more, Kind(cancel=Kind.Cancel(handle=2)), Kind(finish=Kind.Finish(handle=3))])
+        await call.write(first)
+        tokens, ends = await _drain_session(call, 3)
+        call.cancel()
+    assert tokens == {handle: expected([handle, 7], 9) for handle in (0, 1)}
+    assert set(ends) == {0, 1, 3}
+    assert ends[3].usage.completion_tokens == 0
+
+
 async def test_a_session_is_told_of_every_change(sockets: Sockets) -> None:
     async with running_scheduler(sockets("scheduler"), sockets("worker")) as service:
         call = service.stub.Session()

@@ -126,6 +126,20 @@ async def test_a_sequence_that_moved_between_schedulers_is_one_request_with_the_
     }
 
 
+async def test_two_stays_of_a_sequence_in_one_write_are_one_request_too(redis_client: redis.Redis) -> None:
+    await settle(
+        redis_client,
+        "s",
+        record("r", prompt_tokens=30, completion_tokens=5, computed_tokens=34),
+        record("other", prompt_tokens=1),
+        record("r", prompt_tokens=30, completion_tokens=9, computed_tokens=38),
+    )
+    assert await totals(redis_client) == {
+        "requests": 2, "prompt_tokens": 31, "completion_tokens": 9, "computed_tokens": 72,
+    }  # fmt: skip
+    assert await redis_client.get("quire:settled:r:0") == b"9;s=3"
+
+
 async def test_a_mark_does_not_grow_with_the_records_of_a_sequence(redis_client: redis.Redis) -> None:
     ledgers = [Settlement(redis_client, name) for name in ("first", "second")]
     for number in range(1, 51):
@@ -187,6 +201,19 @@ async def test_what_is_pushed_out_while_it_is_written_takes_no_other_with_it(
     await ledger.flush()
     assert await totals(redis_client) == {"requests": 5}
     assert ledger.num_unsettled == 0
+
+
+async def test_what_ends_during_a_write_waits_for_the_next(redis_client: redis.Redis) -> None:
+    ledger = Settlement(redis_client, "s")
+    ledger.add(record("r0"))
+    writing = asyncio.create_task(ledger.flush())
+    await asyncio.sleep(0)  # it has taken the first
+    ledger.add(record("r1"))
+    await writing
+    assert ledger.num_unsettled == 1
+    assert await totals(redis_client) == {"requests": 1}
+    await ledger.flush()
+    assert await totals(redis_client) == {"requests": 2}
 
 
 async def test_marks_and_audits_expire_and_totals_do_not(redis_client: redis.Redis) -> None:

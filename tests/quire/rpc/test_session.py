@@ -15,7 +15,7 @@ from quire.v1 import scheduler_pb2, scheduler_pb2_grpc, types_pb2
 
 
 class Echo(scheduler_pb2_grpc.SchedulerServicer):
-    """Announces itself, then answers each submit with a batch that names its handle."""
+    """Announces itself, then answers each message with a batch that names the handles of its submits."""
 
     async def Session(
         self, request_iterator: AsyncIterator[scheduler_pb2.SchedulerSessionRequest], context: object
@@ -24,8 +24,8 @@ class Echo(scheduler_pb2_grpc.SchedulerServicer):
         async for request in request_iterator:
             if request.submit.handle == 13:
                 raise RuntimeError("a bug of ours")
-            end = scheduler_pb2.SequenceEnd(handle=request.submit.handle)
-            yield scheduler_pb2.SchedulerSessionResponse(batch=scheduler_pb2.TokenBatch(ends=[end]))
+            ends = [scheduler_pb2.SequenceEnd(handle=one.submit.handle) for one in (request, *request.more)]
+            yield scheduler_pb2.SchedulerSessionResponse(batch=scheduler_pb2.TokenBatch(ends=ends))
 
 
 class Peer:
@@ -33,6 +33,8 @@ class Peer:
 
     def __init__(self, address: str) -> None:
         self.events: asyncio.Queue[int | str] = asyncio.Queue()
+        self.sizes: list[int] = []
+        """Submits of each message that was answered."""
         stub = scheduler_pb2_grpc.SchedulerStub(open_channel(address))
         self.session: SessionClient[
             scheduler_pb2.SchedulerSessionRequest, scheduler_pb2.SchedulerSessionResponse
@@ -43,11 +45,14 @@ class Peer:
     def _note(self, message: scheduler_pb2.SchedulerSessionResponse) -> None:
         if message.HasField("announcement"):
             self.events.put_nowait("open")
+        else:
+            self.sizes.append(len(message.batch.ends))
         for end in message.batch.ends:
             self.events.put_nowait(end.handle)
 
-    def submit(self, handle: int) -> None:
-        submit = scheduler_pb2.SchedulerSessionRequest.Submit(handle=handle)
+    def submit(self, handle: int, num_bytes: int = 0) -> None:
+        request = scheduler_pb2.TokenRequest(prompt_token_ids=bytes(num_bytes))
+        submit = scheduler_pb2.SchedulerSessionRequest.Submit(handle=handle, request=request)
         self.session.send(scheduler_pb2.SchedulerSessionRequest(submit=submit))
 
 
@@ -76,6 +81,35 @@ async def test_messages_flow_both_ways_and_again_after_the_peer_restarts(tmp_pat
         assert await peer.events.get() == "open"
         peer.submit(4)
         assert await peer.events.get() == 4
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await server.stop(0)
+
+
+@pytest.mark.parametrize(
+    ("merges", "num_bytes", "sizes"),
+    [
+        (False, 0, [1] * 20),
+        (True, 0, [1, 19]),
+        (True, 20_000, [1, 3, 3, 3, 3, 3, 3, 1]),
+        (True, 100_000, [1] * 20),
+    ],
+)
+async def test_of_a_burst_the_first_goes_alone_and_the_others_together_where_the_peer_takes_it(
+    tmp_path, merges: bool, num_bytes: int, sizes: list[int]
+) -> None:
+    address = f"unix:{tmp_path}/echo"
+    server = await serve(address)
+    peer = Peer(address)
+    running = asyncio.create_task(peer.session.run())
+    try:
+        assert await peer.events.get() == "open"
+        peer.session.merges = merges
+        for handle in range(20, 40):
+            peer.submit(handle, num_bytes)
+        assert [await peer.events.get() for _ in range(20)] == list(range(20, 40))
+        assert peer.sizes == sizes
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)

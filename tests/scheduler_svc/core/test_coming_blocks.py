@@ -15,14 +15,19 @@ def computing(order: int, *, priority: int = 0) -> Sequence:
     return found
 
 
+def are_coming(coming: ComingBlocks, priority: int = 0) -> list[bool]:
+    """Whether each of HASHES is."""
+    return [coming.num_leading(HASHES, place, place + 1, priority) == 1 for place in range(len(HASHES))]
+
+
 def test_a_block_is_coming_until_it_is_computed() -> None:
     coming, first = ComingBlocks(), computing(1)
     coming.begin(first, 1, 3)
-    assert [coming.has(each, 0) for each in HASHES] == [False, True, True]
+    assert are_coming(coming) == [False, True, True]
     coming.end(first, 1, 2)
-    assert [coming.has(each, 0) for each in HASHES] == [False, False, True]
+    assert are_coming(coming) == [False, False, True]
     coming.clear()
-    assert not coming.has(HASHES[2], 0)
+    assert not any(are_coming(coming))
 
 
 def test_of_two_that_compute_a_block_the_first_counts() -> None:
@@ -30,7 +35,7 @@ def test_of_two_that_compute_a_block_the_first_counts() -> None:
     coming.begin(first, 0, 2)
     coming.begin(second, 0, 3)
     coming.end(second, 0, 3)
-    assert [coming.has(each, 0) for each in HASHES] == [True, True, False]
+    assert are_coming(coming) == [True, True, False]
     coming.check_integrity({first})
     with pytest.raises(AssertionError, match="nobody computes"):
         coming.check_integrity({second})
@@ -39,6 +44,16 @@ def test_of_two_that_compute_a_block_the_first_counts() -> None:
 def test_what_would_be_overtaken_is_not_waited_for() -> None:
     coming = ComingBlocks()
     coming.begin(computing(1, priority=5), 0, 3)
-    assert coming.has(HASHES[0], 5)
-    assert coming.has(HASHES[0], 9)
-    assert not coming.has(HASHES[0], 4)
+    assert are_coming(coming, 5) == [True, True, True]
+    assert are_coming(coming, 9) == [True, True, True]
+    assert not any(are_coming(coming, 4))
+
+
+def test_those_in_a_row_count_as_far_as_they_are_asked_about() -> None:
+    coming, first = ComingBlocks(), computing(1)
+    assert coming.num_leading(HASHES, 0, 3, 0) == 0
+    coming.begin(first, 0, 3)
+    assert [coming.num_leading(HASHES, start, 3, 0) for start in range(4)] == [3, 2, 1, 0]
+    assert coming.num_leading(HASHES, 0, 2, 0) == 2
+    coming.end(first, 1, 2)
+    assert coming.num_leading(HASHES, 0, 3, 0) == 1
