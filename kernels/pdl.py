@@ -3,8 +3,9 @@
 
 A kernel launched with `options()` must wait, by one of the two functions below, in every program before it reads what
 an earlier kernel wrote, writes anything, or returns: a program that returned without waiting would let the kernel
-after next run ahead of the one before. Loads of weights may come first, which is what hides the gap between two
-kernels; so weights must not be the work of the two kernels before.
+after next run ahead of the one before. What comes before the wait hides the gap between two kernels: loads of weights,
+and of whatever was written before the last full launch, one without `options()`. Kernels of which each lets the next
+one in early may be begun many at a time, back to that launch; what each waits for is the end of all before it.
 """
 
 import functools
@@ -24,7 +25,7 @@ def options() -> dict[str, bool]:
 
 @triton.jit
 def launch_and_wait(PDL: tl.constexpr):
-    """Let the next kernel be started as soon as there is room, then wait: for small kernels before large ones.
+    """Let the next kernel be started as soon as there is room, then wait: for kernels that leave room beside them.
 
     What the next kernel can do before its own wait, it does while the one before this finishes.
     """
@@ -37,7 +38,7 @@ def launch_and_wait(PDL: tl.constexpr):
 def wait(PDL: tl.constexpr):
     """Block until the kernels before this one have finished; then let the next one be started.
 
-    The other order was measured on large products: programs that wait take room from those that work.
+    Where programs fill the device, those of the next kernel that wait would take room from those that work.
     """
     if PDL:
         gdc_wait()

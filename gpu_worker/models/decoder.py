@@ -117,6 +117,7 @@ class Decoder:
     def forward(self, token_ids: torch.Tensor, inputs: AttentionInputs, cache: KvCache) -> torch.Tensor:
         """Hidden states [n, hidden] of token_ids [n] int64; writes their KV."""
         eps = self.config.rms_norm_eps
+        # Torch's is a full launch, behind which attention may read its plan early (`kernels.pdl`).
         residual = embedding(token_ids, self._embedding)
         for index, layer in enumerate(self._layers):
             out = self._attention(index, layer, residual, inputs, cache)

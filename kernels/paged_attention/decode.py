@@ -202,7 +202,7 @@ def _decode_kernel(
     head = tl.program_id(0)
     item = tl.program_id(1)
     GROUP: tl.constexpr = NUM_HEADS // KV_HEADS
-    # The plan is of a kernel before the one that is waited for, which waited itself.
+    # The plan is of before the last full launch (`kernels.pdl`).
     row, start, end, first_item, num_items = read_item(items_ptr, item, tl.num_programs(1))
     pdl.wait(PDL)
     if start < end:
@@ -258,8 +258,8 @@ def decode_attention(
 ) -> None:
     """Attention of the first rows of a batch, those that `work` is of, into out [at least rows, heads, d].
 
-    A program holds num_stages - 1 tiles of keys and of values. Planning must not be the kernel right before this
-    one: the items are read before that is done.
+    A program holds num_stages - 1 tiles of keys and of values. Between planning and this comes a full launch
+    (`kernels.pdl`): the items are read before the kernels ahead are done.
     """
     options = launch_options(
         q, k_cache, work, scales, tile=tile, num_warps=num_warps, num_stages=num_stages,

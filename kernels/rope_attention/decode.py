@@ -182,9 +182,9 @@ def _rope_decode_kernel(
         members = tl.arange(0, GROUP_PAD)[:, None]
         at = q_ptr + row * q_row_stride + (head * GROUP + members) * q_head_stride
         q, q_partner = _new_head(at, columns[None, :], (members < GROUP) & in_head[None, :], HEAD_DIM)
-        k_at, v_at = k_ptr + row * k_row_stride, v_ptr + row * v_row_stride
+        new_k_ptr, new_v_ptr = k_ptr + row * k_row_stride, v_ptr + row * v_row_stride
         key, key_partner, value = _new_token(
-            k_at + head * k_new_head_stride, v_at + head * v_new_head_stride, columns[None, :],
+            new_k_ptr + head * k_new_head_stride, new_v_ptr + head * v_new_head_stride, columns[None, :],
             (in_head & is_last)[None, :], HEAD_DIM,
         )  # fmt: skip
         q = _turned(q, q_partner, q_weight, q_swapped, cos, sin, eps, HEAD_DIM, DIM_PAD, HAS_NORM)
@@ -226,8 +226,8 @@ def rope_decode_attention(
 ) -> torch.Tensor:
     """Attention of a batch in which every row decodes; positions and slots are those of the plan's contexts.
 
-    The plan and the rows' cached tokens are read before the kernels ahead of this one are done. So they must be the
-    work of kernels before the last one that was launched without `pdl.options()`, and so waited for all before it.
+    The plan and the rows' cached tokens are read before the kernels ahead of this one are done, so they must have been
+    written before the last full launch (`kernels.pdl`).
     """
     cos_sin, _, _, q_weight, k_weight, eps = rotation
     if any(tensor.stride(-1) != 1 for tensor in (q, k, v, k_cache, v_cache)) or not cos_sin.is_contiguous():

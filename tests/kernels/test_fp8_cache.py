@@ -10,7 +10,7 @@ from kernels.paged_attention import kernel as attention_kernel
 from kernels.paged_attention import reference as attention_reference
 from kernels.rope_kv_write import kernel as rope_kernel
 from kernels.rope_kv_write import reference as rope_reference
-from tests.support.attention_batch import AttentionBatch, Shape, attention_batch
+from tests.support.attention_batch import AttentionBatch, Shape, attention_batch, planned
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALLEST = 2.0**-9
@@ -67,7 +67,7 @@ def check_attention(
     batch.q = batch.q.to(dtype)
     rows = (batch.block_tables, batch.context_lens, batch.num_decoding, batch.chunks)
     sizes = (shape.heads, shape.kv_heads, shape.head_dim)
-    plan = implementation.plan_attention(*rows, *sizes)
+    plan = planned(implementation, *rows, *sizes)
     found = implementation.paged_attention(batch.q, k_cache, v_cache, plan, batch.scale, window, scales)
     wanted = attention_reference.paged_attention(
         batch.q.double(), widened(k_cache, scales.keys, torch.float64), widened(v_cache, scales.values, torch.float64),
@@ -91,9 +91,9 @@ def test_attention_reads_the_cache_times_its_scales(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("group", [1, 2, 4, 8])
-@pytest.mark.parametrize("head_dim", [64, 80, 128, 256])
-@pytest.mark.parametrize("block_size", [16, 64])
+@pytest.mark.parametrize("group", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
+@pytest.mark.parametrize("block_size", [16, 64, 128])
 def test_attention_of_models_on_the_gpu(block_size: int, head_dim: int, group: int) -> None:
     shape = Shape(2 * group, 2, head_dim, block_size)
     check_attention(attention_kernel, shape, None, torch.bfloat16, 2e-2, decoding=(1, 0, 4096, 8000, 63))

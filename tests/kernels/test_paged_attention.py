@@ -8,7 +8,7 @@ import torch
 from kernels.paged_attention import QUERY_TILE, kernel, query_tiles, reference
 from kernels.paged_attention.decode import decode_attention
 from kernels.paged_attention.prefill import prefill_attention
-from tests.support.attention_batch import AttentionBatch, Shape, assert_attends, attention_batch
+from tests.support.attention_batch import AttentionBatch, Shape, assert_attends, attention_batch, planned
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [
@@ -33,7 +33,8 @@ IMPLEMENTATIONS = [reference, kernel]
 def attend(
     implementation: ModuleType, batch: AttentionBatch, shape: Shape, window: int | None
 ) -> torch.Tensor:
-    plan = implementation.plan_attention(
+    plan = planned(
+        implementation,
         batch.block_tables,
         batch.context_lens,
         batch.num_decoding,
@@ -68,7 +69,7 @@ def test_long_contexts_are_split_and_merged_with_short_ones_beside_them(window: 
     shape = Shape(8, 2, 64, 16)
     lengths = [1500, 3, 0, 700, 64]
     batch = attention_batch(shape, lengths, [], window=window, device=DEVICE)
-    plan = kernel.plan_attention(batch.block_tables, batch.context_lens, len(lengths), None, 8, 2, 64)
+    plan = planned(kernel, batch.block_tables, batch.context_lens, len(lengths), None, 8, 2, 64)
     assert plan.decode is not None
     assert int(plan.decode.items[4, 0]) > 1
     for _ in range(3):
@@ -87,7 +88,7 @@ def test_tiles_larger_than_what_items_begin_at_multiples_of(
     lengths = [150, 3, 700]
     batch = attention_batch(shape, lengths, [], device=DEVICE)
     tables, lens = batch.block_tables, batch.context_lens
-    plan = kernel.plan_attention(tables, lens, len(lengths), None, 4, 2, 64)
+    plan = planned(kernel, tables, lens, len(lengths), None, 4, 2, 64)
     assert plan.decode is not None
     out = torch.full_like(batch.q, float("nan"))
     decode_attention(
@@ -102,7 +103,7 @@ def test_tiles_larger_than_what_items_begin_at_multiples_of(
 def test_tiles_of_chunks_looked_up_ahead(pack: int, block_size: int) -> None:
     shape = Shape(4, 1, 64, block_size)
     batch = attention_batch(shape, [], [(20, 70), (3, 90), (130, 300)], device=DEVICE)
-    plan = kernel.plan_attention(batch.block_tables, batch.context_lens, 0, batch.chunks, 4, 1, 64)
+    plan = planned(kernel, batch.block_tables, batch.context_lens, 0, batch.chunks, 4, 1, 64)
     assert plan.chunks is not None
     out = torch.full_like(batch.q, float("nan"))
     prefill_attention(

@@ -8,7 +8,7 @@ from kernels.paged_attention import kernel as attention_kernel
 from kernels.rope_attention import Rotation
 from kernels.rope_attention import kernel as kernel_op
 from kernels.rope_attention import reference as reference_op
-from tests.support.attention_batch import AttentionBatch, Shape, attention_batch
+from tests.support.attention_batch import AttentionBatch, Shape, attention_batch, planned
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-6
@@ -47,8 +47,8 @@ class Case:
         q, k, v = self.qkv
         rows = (batch.block_tables, batch.context_lens, batch.num_decoding, None)
         sizes = (shape.heads, shape.kv_heads, shape.head_dim)
-        plan = attention_kernel.plan_attention(*rows, *sizes)
         found_caches = [cache.clone() for cache in self.caches]
+        plan = planned(attention_kernel, *rows, *sizes)
         found = kernel_op.rope_attention(
             q, k, v, self.rotation, found_caches[0], found_caches[1], plan, batch.scale, window, self.scales
         )
@@ -102,9 +102,10 @@ def test_the_new_token_is_attended_to_as_the_cache_rounds_it() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("is_fp8", [False, True])
-@pytest.mark.parametrize("group", [1, 2, 4, 8])
-@pytest.mark.parametrize("head_dim", [64, 80, 128, 256])
-def test_shapes_of_models_on_the_gpu(head_dim: int, group: int, is_fp8: bool) -> None:
-    shape = Shape(2 * group, 2, head_dim, 16)
-    contexts = [1, 0, 17, 4096, 300, 8001, 0, 2047, 64]
+@pytest.mark.parametrize("group", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
+@pytest.mark.parametrize("block_size", [16, 64, 128])
+def test_shapes_of_models_on_the_gpu(block_size: int, head_dim: int, group: int, is_fp8: bool) -> None:
+    shape = Shape(2 * group, 2, head_dim, block_size)
+    contexts = [1, 0, 17, 4096, 300, 32000, 0, 2047, 64]
     Case(shape, contexts, torch.bfloat16, with_norm=True, is_fp8=is_fp8).check(None, 0.13 if is_fp8 else 3e-2)

@@ -7,7 +7,14 @@ import torch
 
 from kernels.paged_attention import SharedPrefixes, group_members, kernel, reference
 from tests.kernels.test_fp8_cache import head_scales, in_8_bits, widened
-from tests.support.attention_batch import AttentionBatch, Shape, assert_attends, attention_batch, naive
+from tests.support.attention_batch import (
+    AttentionBatch,
+    Shape,
+    assert_attends,
+    attention_batch,
+    naive,
+    planned,
+)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [
@@ -49,7 +56,8 @@ def _by_definition(
 
 
 def attend(batch: AttentionBatch, prefixes: SharedPrefixes, shape: Shape) -> torch.Tensor:
-    plan = kernel.plan_attention(
+    plan = planned(
+        kernel,
         batch.block_tables, batch.context_lens, batch.num_decoding, None,
         shape.heads, shape.kv_heads, shape.head_dim, prefixes,
     )  # fmt: skip
@@ -96,7 +104,7 @@ def test_a_cache_of_8_bits_is_read_times_its_scales(shape: Shape) -> None:
     batch.q = batch.q / (scales.keys.repeat_interleave(shape.heads // shape.kv_heads)[:, None] * 16)
     sizes = (shape.heads, shape.kv_heads, shape.head_dim)
     rows = (batch.block_tables, batch.context_lens, batch.num_decoding, None)
-    plan = kernel.plan_attention(*rows, *sizes, prefixes)
+    plan = planned(kernel, *rows, *sizes, prefixes)
     found = kernel.paged_attention(batch.q, k_cache, v_cache, plan, batch.scale, None, scales)
     wanted = reference.paged_attention(
         batch.q.double(), widened(k_cache, scales.keys, torch.float64), widened(v_cache, scales.values, torch.float64),
@@ -121,8 +129,8 @@ def test_heads_of_a_groups_rows_fill_a_tile() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("group", [1, 2, 4, 8])
-@pytest.mark.parametrize("head_dim", [64, 80, 128, 256])
+@pytest.mark.parametrize("group", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
 @pytest.mark.parametrize("block_size", [16, 64, 128])
 def test_shapes_of_models_on_the_gpu(block_size: int, head_dim: int, group: int, dtype: torch.dtype) -> None:
     shape = Shape(2 * group, 2, head_dim, block_size)

@@ -1,10 +1,12 @@
 """Batches for paged attention: random pages whose unused places are not numbers, and what should come out."""
 
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import torch
 
-from kernels.paged_attention import Chunks, query_tiles
+from kernels.paged_attention import AttentionPlan, Chunks, query_tiles
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,14 @@ def attention_batch(
         torch.cat(wanted),
         shape.head_dim**-0.5,
     )
+
+
+def planned(implementation: ModuleType, *arguments: Any, **more: Any) -> AttentionPlan:
+    """`plan_attention` of a module, written before this returns: attention reads it early (`kernels.pdl`)."""
+    plan: AttentionPlan = implementation.plan_attention(*arguments, **more)
+    if plan.block_tables.is_cuda:
+        torch.cuda.synchronize()
+    return plan
 
 
 def naive(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, window: int | None) -> torch.Tensor:
