@@ -105,18 +105,19 @@ def _drawn_inside(
 @triton.jit
 def finish_kernel(
     logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seeds_ptr, positions_ptr, best_keys_ptr,
-    maxima_ptr, active_ptr, lists_ptr, befores_ptr, drawn_keys_ptr, highs_ptr, shares_ptr, out_ptr, row_stride,
-    vocab, num_groups, num_chunks, GROUPS: tl.constexpr, CHUNKS: tl.constexpr, SPANS: tl.constexpr,
+    maxima_ptr, active_ptr, lists_ptr, befores_ptr, drawn_keys_ptr, highs_ptr, shares_ptr, found_ptr, out_ptr,
+    row_stride, vocab, num_groups, num_chunks, GROUPS: tl.constexpr, CHUNKS: tl.constexpr, SPANS: tl.constexpr,
     WIDTH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Tokens int64 [n] of the rows that are undecided."""
+    """Tokens int64 [n], of the rows that are undecided and of those that were found before."""
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * row_stride
     pdl.wait(PDL)
     scale, top_k, top_p, min_p, applies = parameters(
         temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, row, vocab
     )
-    if tl.load(out_ptr + row) == UNDECIDED:
+    token = tl.load(found_ptr + row)
+    if token == UNDECIDED:
         best = best_key(best_keys_ptr, row, num_chunks, CHUNKS)
         best_score = packed_score(best)
         token = packed_token(best)
@@ -152,4 +153,4 @@ def finish_kernel(
                     row_ptr, vocab, scale, best_score, outside, share, min_p, seed, position,
                     SPANS, WIDTH,
                 )  # fmt: skip
-        tl.store(out_ptr + row, token)
+    tl.store(out_ptr + row, token)

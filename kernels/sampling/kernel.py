@@ -76,7 +76,8 @@ def sample(
         return torch.empty(shape, dtype=dtype, device=logits.device)
 
     out, maxima = empty(torch.int64, num_rows), empty(torch.float32, num_rows, num_groups)
-    keys = _scores(logits, (*filters, seeds, positions), (maxima, out), ALL_PARAMETERS.value)
+    found = empty(torch.int64, 2 * len(_PIVOTS) + 1, num_rows)
+    keys = _scores(logits, (*filters, seeds, positions), (maxima, found[0]), ALL_PARAMETERS.value)
     if num_rows == 0:
         return out
     num_chunks, chunk = keys.shape[1], _chunk_size(num_rows, vocab)
@@ -90,19 +91,19 @@ def sample(
         new = (torch.empty_like(keys), torch.empty_like(last[1]), torch.empty_like(last[2]))
         constants = {"PIVOTS": num_pivots, "FIRST": number == 0, **_TILE, **options}
         survey_kernel[keys.shape](
-            logits, *filters, keys, *last, pivots, masses, lasts, out, logits.stride(0), vocab, chunk,
-            **constants,
+            logits, *filters, keys, *last, pivots, masses, lasts, found[2 * number], found[2 * number + 1],
+            logits.stride(0), vocab, chunk, **constants,
         )  # fmt: skip
         draw_kernel[keys.shape](
-            logits, *filters, seeds, positions, keys, *last, pivots, masses, lasts, shares, *new, out,
-            logits.stride(0), vocab, chunk, **constants,
+            logits, *filters, seeds, positions, keys, *last, pivots, masses, lasts, shares, *new,
+            found[2 * number + 1], found[2 * number + 2], logits.stride(0), vocab, chunk, **constants,
         )  # fmt: skip
         last = new
     active = empty(torch.int32, num_rows, num_groups)
     lists, befores = (empty(torch.int64, num_rows, LONGEST.value) for _ in range(2))
     finish_kernel[(num_rows,)](
         logits, *filters, seeds, positions, keys, maxima, active, lists, befores, last[0], last[2],
-        shares, out, logits.stride(0), vocab, num_groups, num_chunks,
+        shares, found[-1], out, logits.stride(0), vocab, num_groups, num_chunks,
         GROUPS=triton.next_power_of_2(num_groups), **_ROW_TILE, **options,
     )  # fmt: skip
     return out

@@ -14,6 +14,9 @@ tokens with noise is found in rounds of two passes over those rows that are unde
 A draw may fall between the two, and then inside or outside; the next survey divides what is between. Masses are
 integers in units of 2**-38 of the best token's, added up from spans whose tokens are always the same, so nothing
 depends on how the work was split. Rows that are undecided after the last round go on in `finish_kernel`.
+
+Each launch reads which rows are decided from the one before and writes it for the next: where a launch read what it
+writes, the warps of one program could see different answers and part.
 """
 
 import triton
@@ -159,13 +162,14 @@ def draw_before(
 @triton.jit
 def survey_kernel(
     logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, best_keys_ptr, drawn_keys_ptr, limits_ptr,
-    highs_ptr, pivots_ptr, masses_ptr, lasts_ptr, out_ptr, row_stride, vocab, chunk_size, CHUNKS: tl.constexpr,
-    SPANS: tl.constexpr, WIDTH: tl.constexpr, PIVOTS: tl.constexpr, FIRST: tl.constexpr, PDL: tl.constexpr,
+    highs_ptr, pivots_ptr, masses_ptr, lasts_ptr, found_ptr, new_found_ptr, row_stride, vocab, chunk_size,
+    CHUNKS: tl.constexpr, SPANS: tl.constexpr, WIDTH: tl.constexpr, PIVOTS: tl.constexpr, FIRST: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """pivots float32 [n, PIVOTS]; masses int64 [n, PIVOTS, chunks] above them; lasts int64 [n, chunks].
 
     The last ones are the masses before the token drawn last, first those of all tokens. `limits` int64 and `highs`
-    float32 [n] are the last round's.
+    float32 [n] are the last round's. Tokens int64 [n], or UNDECIDED: found before and, with this, `new_found`.
     """
     row = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1)
@@ -174,7 +178,8 @@ def survey_kernel(
     row_ptr = logits_ptr + row * row_stride
     pdl.wait(PDL)
     scale, top_k, top_p, _, applies = parameters(temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, row, vocab)
-    if applies & (top_k == 0) & (top_p < 1.0) & (tl.load(out_ptr + row) == UNDECIDED):
+    token = tl.load(found_ptr + row)
+    if applies & (top_k == 0) & (top_p < 1.0) & (token == UNDECIDED):
         best = packed_score(best_key(best_keys_ptr, row, num_chunks, CHUNKS))
         high, low = best, best - _REACH
         drawn = lowest_limit()
@@ -184,8 +189,7 @@ def survey_kernel(
             low = packed_score(tl.load(limits_ptr + row))
             drawn = drawn_key(row_ptr, drawn_keys_ptr, row, num_chunks, scale, CHUNKS)
             is_open = packed_score(drawn) <= high
-            if (chunk == 0) & (is_open == 0):
-                tl.store(out_ptr + row, packed_token(drawn))
+            token = tl.where(is_open, UNDECIDED, packed_token(drawn))
         if is_open:
             pivots = ()
             for index in tl.static_range(PIVOTS):
@@ -199,6 +203,8 @@ def survey_kernel(
                 if chunk == 0:
                     tl.store(pivots_ptr + row * PIVOTS + index, pivots[index])
             tl.store(lasts_ptr + row * num_chunks + chunk, masses[PIVOTS])
+    if chunk == 0:
+        tl.store(new_found_ptr + row, token)
 
 
 @triton.jit
@@ -225,12 +231,13 @@ def _narrowed(
 def draw_kernel(
     logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seeds_ptr, positions_ptr, best_keys_ptr,
     last_keys_ptr, last_limits_ptr, last_highs_ptr, pivots_ptr, masses_ptr, lasts_ptr, shares_ptr, keys_ptr,
-    limits_ptr, highs_ptr, out_ptr, row_stride, vocab, chunk_size, CHUNKS: tl.constexpr, SPANS: tl.constexpr,
-    WIDTH: tl.constexpr, PIVOTS: tl.constexpr, FIRST: tl.constexpr, PDL: tl.constexpr,
+    limits_ptr, highs_ptr, found_ptr, new_found_ptr, row_stride, vocab, chunk_size, CHUNKS: tl.constexpr,
+    SPANS: tl.constexpr, WIDTH: tl.constexpr, PIVOTS: tl.constexpr, FIRST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Keys with noise int64 [n, chunks] of this round's draw, after the limits int64 and highs float32 [n] that hold.
 
     `last_keys`, `last_limits` and `last_highs` are the last round's; shares int64 [n] are the first round's work.
+    `found` and `new_found` are as `survey_kernel`'s.
     """
     row = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1)
@@ -240,7 +247,8 @@ def draw_kernel(
     pdl.wait(PDL)
     row_parameters = parameters(temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, row, vocab)
     scale, top_k, top_p, min_p, applies = row_parameters
-    if applies & (top_k == 0) & (tl.load(out_ptr + row) == UNDECIDED):
+    token = tl.load(found_ptr + row)
+    if applies & (top_k == 0) & (token == UNDECIDED):
         best = packed_score(best_key(best_keys_ptr, row, num_chunks, CHUNKS))
         limit, high = lowest_limit(), best
         share = tl.full((), ALL, tl.int64)
@@ -256,16 +264,14 @@ def draw_kernel(
                 drawn = drawn_key(row_ptr, last_keys_ptr, row, num_chunks, scale, CHUNKS)
                 is_open = last_mass >= share
                 limit = tl.maximum(limit, drawn)
-                if (chunk == 0) & (is_open == 0):
-                    tl.store(out_ptr + row, packed_token(drawn))
+                token = tl.where(is_open, UNDECIDED, packed_token(drawn))
             narrowed = _narrowed(limit, high, share, pivots_ptr, masses_ptr, row, num_chunks, CHUNKS, PIVOTS)
             limit, high = narrowed
         else:
             high = float("-inf")
             is_open = FIRST
-            if (chunk == 0) & (is_open == 0):
-                drawn = drawn_key(row_ptr, last_keys_ptr, row, num_chunks, scale, CHUNKS)
-                tl.store(out_ptr + row, packed_token(drawn))
+            if not FIRST:
+                token = packed_token(drawn_key(row_ptr, last_keys_ptr, row, num_chunks, scale, CHUNKS))
         if is_open:
             seed, position = tl.load(seeds_ptr + row), tl.load(positions_ptr + row)
             key = draw_before(
@@ -278,3 +284,5 @@ def draw_kernel(
                 tl.store(highs_ptr + row, high)
                 if FIRST:
                     tl.store(shares_ptr + row, share)
+    if chunk == 0:
+        tl.store(new_found_ptr + row, token)

@@ -114,7 +114,8 @@ def _decode_steps(replica: Replica, live: Rows, *, prompts_wait: bool) -> int:
     if most > 1:
         # No step is issued past the limit of the row that has furthest to go.
         most = min(most, int((rows.max_total_tokens[live] - rows.num_issued[live]).max()))
-    steps = decode_burst(replica.speed.decode_step_s, limits.decode_burst_s, most)
+    speed = replica.speed
+    steps = decode_burst(speed.decode_step_s, limits.decode_burst_s, most, command_s=speed.command_s)
     while steps > 1 and _shortage(replica, live, rows.blocks_short(live, steps)) > 0:
         steps //= 2
     return steps

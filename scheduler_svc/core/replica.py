@@ -157,10 +157,11 @@ class Replica:
     @property
     def pipeline_depth(self) -> int:
         """Commands that may be in flight: more of those that take less time than their way there and back."""
-        depth, step_s = self.limits.pipeline_depth, self.speed.decode_step_s
-        if step_s <= 0.0 or depth == 1:
+        depth, speed = self.limits.pipeline_depth, self.speed
+        if speed.decode_step_s <= 0.0 or depth == 1:
             return depth
-        return min(max(depth, 1 + ceil(_ROUND_TRIP_S / step_s)), 2 * depth)
+        command_s = max(speed.decode_step_s, speed.command_s)
+        return min(max(depth, 1 + ceil(_ROUND_TRIP_S / command_s)), 2 * depth)
 
     @property
     def load(self) -> Load:
@@ -288,6 +289,8 @@ class Replica:
     def retire(self, result: worker_pb2.StepResult, now: float) -> InFlight:
         """Take the command that `result` answers out of the pipeline, and count its chunks as computed."""
         record = self.in_flight.popleft()
+        if record.decode_steps and not record.prefill_tokens and record.sent_at < self.retired_at:
+            self.speed.note_interval(now - self.retired_at, result.step_s)
         self.retired_at = now
         self.last_step_retired = record.step_id
         failed = {error.row for error in result.errors} if result.errors else ()

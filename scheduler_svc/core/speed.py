@@ -6,6 +6,9 @@ _SMOOTHING = 0.2
 # Steps with prompts and steps without alternate, and differ: what a row waits for is the mean of many.
 _SLOW_SMOOTHING = 0.02
 _RATE_WINDOW_S = 1.0
+# So many times its steps' own time a command takes if it is not the steps that set it.
+_OVERHEAD_BOUND = 1.2
+_COMMAND_SMOOTHING, _COMMAND_DECAY = 0.5, 0.99
 
 
 class Speed:
@@ -18,6 +21,8 @@ class Speed:
         """Seconds of a step in which rows decode, whatever prompts are computed beside them."""
         self.prefill_token_s = 0.0
         """Seconds that each prompt position adds to a step."""
+        self.command_s = 0.0
+        """Seconds that a command costs worker and scheduler however short its steps are, as last seen."""
         self.releases_per_s = 0.0
         """Rows that come free per second."""
         self._released = 0
@@ -25,7 +30,7 @@ class Speed:
 
     def forget_steps(self) -> None:
         """Another process answers now."""
-        self.decode_step_s = self.token_s = self.prefill_token_s = 0.0
+        self.decode_step_s = self.token_s = self.prefill_token_s = self.command_s = 0.0
 
     def note_step(self, result: worker_pb2.StepResult, decode_steps: int, prefill_tokens: int) -> None:
         """A command of so many decode steps and prompt positions has retired."""
@@ -43,6 +48,16 @@ class Speed:
         most = result.step_s / prefill_tokens
         known = self.prefill_token_s or (least + most) / 2
         self.prefill_token_s = _smooth(known, min(max(known, least), most))
+
+    def note_interval(self, interval_s: float, step_s: float) -> None:
+        """Two results came one after the other, with commands in flight all the while; the later one's took step_s.
+
+        Where the steps set the interval nothing is seen of the rest, so what was seen is slowly forgotten.
+        """
+        if interval_s > _OVERHEAD_BOUND * step_s:
+            self.command_s = _smooth(self.command_s, interval_s, _COMMAND_SMOOTHING)
+        else:
+            self.command_s = _COMMAND_DECAY * min(self.command_s, interval_s)
 
     def note_release(self, now: float, *, wanted: bool) -> None:
         """A row has come free at `now` (seconds); only while others want rows does the rate say anything."""

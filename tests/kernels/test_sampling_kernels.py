@@ -225,3 +225,24 @@ def test_logprobs_of_many_rows_of_half_precision_and_of_none() -> None:
     check_logprobs((torch.randn(17, 5000, device=DEVICE) * 4).half(), 3)
     check_logprobs(torch.randn(6, 300, device=DEVICE)[::2, 7:107], 5)
     check_logprobs(torch.randn(0, 100, device=DEVICE), 5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 64, 256])
+def test_draws_are_the_same_however_often_they_are_made(rows: int) -> None:
+    """Programs of one row run side by side, and what one finds out must not reach another in the middle of its work."""
+    vocab = 151_936
+    logits = torch.randn(rows, vocab, device="cuda").bfloat16() * 2
+    logits[:, torch.randperm(vocab, device="cuda")[:50]] += 8
+    ones, none = torch.ones(rows, device="cuda"), torch.zeros(rows, dtype=torch.int64, device="cuda")
+    for top_p, min_p in [(0.9, 0.0), (0.3, 0.0), (1.0, 0.05), (0.95, 0.02)]:
+        for _ in range(8):
+            draw = torch.randint(0, 2**62, (2, rows), device="cuda")
+            columns = (ones, none, ones * top_p, ones * min_p, *draw)
+            first = sampling_kernel.sample(logits, *columns)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                found = sampling_kernel.sample(logits, *columns)
+            for _ in range(40):
+                graph.replay()
+                assert torch.equal(found, first)

@@ -1,0 +1,58 @@
+"""What a replica's results say of its speed: what commands cost beside their steps."""
+
+import pytest
+
+from scheduler_svc.core.chunking import MOST_HIDDEN, decode_burst
+from scheduler_svc.core.speed import Speed
+
+
+def answer(speed: Speed, *, overhead_s: float, step_s: float, intervals: int = 200) -> tuple[float, int]:
+    """Commands one after the other, each of which takes the overhead or its steps' time, whichever is longer.
+
+    Returns the share of the time in which the device worked, and the steps of the longest command.
+    """
+    busy_s = clock_s = 0.0
+    longest = 0
+    for _ in range(intervals):
+        steps = decode_burst(step_s, 0.001, 16, command_s=speed.command_s)
+        interval_s = max(overhead_s, steps * step_s)
+        speed.note_interval(interval_s, steps * step_s)
+        busy_s, clock_s, longest = busy_s + steps * step_s, clock_s + interval_s, max(longest, steps)
+    return busy_s / clock_s, longest
+
+
+@pytest.mark.parametrize(
+    ("overhead_s", "step_s", "longest"),
+    [(0.0005, 0.0006, 1), (0.00125, 0.0006, 2), (0.0017, 0.0006, 3), (0.0023, 0.0006, 4), (0.002, 0.013, 1)],
+)
+def test_commands_get_as_many_steps_as_hide_what_they_cost(
+    overhead_s: float, step_s: float, longest: int
+) -> None:
+    share, steps = answer(Speed(), overhead_s=overhead_s, step_s=step_s)
+    assert steps == longest
+    assert share > 0.9
+
+
+def test_a_command_that_costs_more_than_a_few_steps_is_not_made_long() -> None:
+    assert answer(Speed(), overhead_s=0.05, step_s=0.0006)[1] == MOST_HIDDEN
+
+
+def test_what_commands_cost_is_forgotten_where_it_is_not_seen_again() -> None:
+    speed = Speed()
+    assert answer(speed, overhead_s=0.00125, step_s=0.0006)[1] == 2
+    answer(speed, overhead_s=0.0003, step_s=0.0006)
+    assert answer(speed, overhead_s=0.0003, step_s=0.0006)[1] == 1
+
+
+def test_long_steps_say_nothing_of_it() -> None:
+    speed = Speed()
+    answer(speed, overhead_s=0.001, step_s=0.014)
+    assert speed.command_s == 0.0
+    assert answer(speed, overhead_s=0.0002, step_s=0.0006)[1] == 1
+
+
+def test_another_process_is_measured_anew() -> None:
+    speed = Speed()
+    answer(speed, overhead_s=0.00125, step_s=0.0006)
+    speed.forget_steps()
+    assert speed.command_s == 0.0
