@@ -2,7 +2,8 @@
 
 The rows' state stays on the device, in columns [rows]; a step works on `batch_rows`, indices into the columns. A done
 row is a no-op: its context is empty, its KV goes nowhere, its columns stay as they are. A batch is filled up to a
-fixed size by naming a row that is always done. Floor: one read of the block tables' entries in use.
+fixed size by naming a row that is always done. Floor: one read of the block tables' entries in use. Measured on an
+H200: 2.3 and 2.5 us for one row, 2.7 each for 256, nearly all latency (`benchmarks.decode_profile`).
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,8 @@
 """x · weightᵀ for few rows, where the weights' way from memory is the cost, and forms that do a step more.
 
-Floor: one read of the weights. Many rows are a matter of arithmetic and go to torch's own matrix product.
+Floor: one read of the weights. Many rows are a matter of arithmetic and go to torch's own matrix product. Measured on
+an H200 (`quire bench kernels`): one row of llama-8b 82 to 98 % of it by product, of qwen3-0.6b, whose products take 2
+to 5 us, 44 to 66 %; 64 rows 65 to 86 and 26 to 56 %; 256 rows 67 to 78 % of the arithmetic (cuBLAS) and 24 to 48 %.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,8 @@
 """What changes logits before sampling: penalties, bias, tokens that may not come yet, masks of what a grammar allows.
 
 Repetition penalty: Keskar et al., "CTRL", 2019. Floor of the penalties: one read and write of the logits and one read
-of the counts; of a mask: one write of the logits that it forbids; the lists of the other edits are short.
+of the counts; of a mask: one write of the logits that it forbids; the lists of the other edits are short. Measured on
+an H200, 256 rows of 151,936: penalties 136 us (74 %), a mask 151 (13 %), lists of 300 tokens 4 (`quire bench kernels`).
 """
 
 from dataclasses import dataclass

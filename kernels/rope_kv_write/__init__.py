@@ -1,7 +1,8 @@
 """Per-head norm of queries and keys, rotary position embedding, and the write of keys and values to their slots.
 
 Rotary embedding: Su et al., "RoFormer", 2021, in the half-split form of Hugging Face checkpoints.
-Floor: one read of q, k, v and one write of q and of the two cache slots per token.
+Floor: one read of q, k, v and one write of q and of the two cache slots per token. Measured on an H200: 8,192 tokens
+75 to 85 % of a copy's rate, 256 39 to 55 %, fewer 2 us (`benchmarks.decode_profile`, `quire bench kernels`).
 """
 
 import torch

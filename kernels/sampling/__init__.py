@@ -11,9 +11,9 @@ likeliest. The likeliest token is always kept. Which tokens a filter keeps is a 
 sum of probabilities equals top_p, or a ratio min_p, to about six digits; there implementations may differ.
 
 Floor: one read of the logits, 18 us for 256 rows of 151,936 bfloat16 on an H200 at its copy rate. Measured there:
-greedy 27 us (69 %), temperature alone 66 (the noise costs 37 instructions a token), top-k 20 85, min-p 103, top-p 0.9
-of nearly flat rows 213 and of peaked ones 342; one row 2.3, 3.0, 17, 9, 15 and 16. That was with two rounds of four
-pivots (`narrowing`) and lists that were sorted (`shortlist`); what followed is not measured on a GPU.
+greedy 29 us (62 %), temperature alone 71 (26 %; the noise costs 37 instructions a token), top-k 20 76 (24 %), min-p 87
+(21 %), top-p 0.9 of nearly flat rows 242 and of peaked ones 233 (8 %), 0.3 of flat ones 519; one row 2.3, 3.0, 20, 10,
+16 and 15 us (`quire bench kernels`).
 """
 
 import torch
