@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 
-from kernels.bench.attention_cases import decode_cases, prefill_cases
+from kernels.bench.attention_cases import decode_cases, prefill_cases, shared_cases
 from kernels.bench.cases import Case, Sizes, sizes_of
 from kernels.bench.layer_cases import layer_cases, product_cases
 from kernels.bench.rooflines import rooflines
+from kernels.bench.row_cases import checksum_cases, row_cases
 from kernels.bench.sampling_cases import sampling_cases
 from kernels.bench.timing import call_us
 
@@ -58,10 +59,13 @@ def _cases(sizes: Sizes, asked: argparse.Namespace, device: str) -> Iterator[Cas
         yield from product_cases(sizes, rows, device)
         yield from layer_cases(sizes, rows, device)
         for context in asked.context:
+            yield from row_cases(sizes, rows, context, asked.block_size, device)
             yield from decode_cases(sizes, rows, context, asked.block_size, device)
+            yield from shared_cases(sizes, rows, context, asked.block_size, device)
         yield from sampling_cases(sizes, rows, device)
     prompts = max(1, _PREFILL_TOKENS // asked.prompt_len) if device == "cuda" else 1
     yield from prefill_cases(sizes, prompts, asked.prompt_len, asked.block_size, device)
+    yield from checksum_cases(sizes, asked.block_size, device)
     products = product_cases(sizes, prompts * asked.prompt_len, device)
     # Only a prompt's last row goes through the head.
     yield from (case for case in products if case.op != "product: head")

@@ -6,7 +6,15 @@ from functools import partial
 import torch
 
 from kernels.bench.cases import BFLOAT16_BYTES, Case, Sizes, num_copies
-from kernels.paged_attention import Chunks, paged_attention, plan_attention, query_tiles
+from kernels.kv_scales import FP8, KvScales
+from kernels.paged_attention import (
+    Chunks,
+    SharedPrefixes,
+    group_members,
+    paged_attention,
+    plan_attention,
+    query_tiles,
+)
 from kernels.rope_attention import Rotation, rope_attention
 
 # What the caches of one case may take.
@@ -44,6 +52,37 @@ def decode_cases(sizes: Sizes, rows: int, context: int, block_size: int, device:
     calls = [partial(rope_attention, q, k_new, v_new, rotation, k, v, plan, scale) for k, v in caches]
     num_bytes = cache_bytes + 2 * q.nbytes + 4 * k_new.nbytes
     yield Case("rotation, write, attention", rows, num_bytes, flops, calls, detail)
+    scales = KvScales(*torch.ones(2, sizes.kv_heads, device=device))
+    small = [(k.to(FP8), v.to(FP8)) for k, v in caches]
+    calls = [partial(paged_attention, q, k, v, plan, scale, None, scales) for k, v in small]
+    yield Case("attention: decode, FP8 cache", rows, cache_bytes // 2 + 2 * q.nbytes, flops, calls, detail)
+
+
+def shared_cases(sizes: Sizes, rows: int, context: int, block_size: int, device: str) -> Iterator[Case]:
+    """Rows whose first blocks are the same, all but one of each, in full groups: read once for a group."""
+    members = group_members(sizes.heads, sizes.kv_heads)
+    if rows < members or members == 1:
+        return
+    tables, lens = _tables([context] * rows, block_size, device)
+    shared = (context - 1) // block_size
+    tables[:, :shared] = tables[0, :shared]
+    prefixes = SharedPrefixes(
+        torch.full_like(lens, shared * block_size),
+        torch.arange(rows // members * members, dtype=torch.int32, device=device).view(-1, members),
+    )
+    prefixes.lens[rows // members * members :] = 0
+    plan = plan_attention(
+        tables, lens, rows, None, num_heads=sizes.heads, num_kv_heads=sizes.kv_heads, head_dim=sizes.head_dim,
+        prefixes=prefixes,
+    )  # fmt: skip
+    q = torch.randn(rows, sizes.heads, sizes.head_dim, device=device).bfloat16()
+    k, v = _caches(sizes, tables.numel(), block_size, device)
+    call = partial(paged_attention, q, k, v, plan, sizes.head_dim**-0.5)
+    token_bytes = 2 * sizes.kv_heads * sizes.head_dim * BFLOAT16_BYTES
+    tokens = len(prefixes.members) * shared * block_size + int((lens - prefixes.lens).sum())
+    flops = 4 * rows * context * sizes.heads * sizes.head_dim
+    num_bytes = tokens * token_bytes + 2 * q.nbytes
+    yield Case("attention: decode in groups", rows, num_bytes, flops, [call], f"context {context}")
 
 
 def prefill_cases(

@@ -1,0 +1,51 @@
+"""What the ends of a step do with rows, and checksums of blocks."""
+
+from collections.abc import Iterator
+
+import torch
+
+from kernels.bench.cases import Case, Sizes
+from kernels.block_checksums import block_checksums
+from kernels.decode_rows import RowColumns, begin_decode, commit_tokens
+
+_STOP_IDS = 8
+_LAYERS, _CHECKED_BLOCKS = 2, 64
+
+
+def row_cases(sizes: Sizes, rows: int, context: int, block_size: int, device: str) -> Iterator[Case]:
+    """Reading rows that decode, keeping what was sampled, and the checksums that a prefix index asks for."""
+
+    def column(value: int) -> torch.Tensor:
+        return torch.full((rows,), value, dtype=torch.int64, device=device)
+
+    blocks = -(-context // block_size)
+    columns = RowColumns(
+        last_token=column(1), num_tokens=column(context), max_tokens=column(2**40), done=column(0),
+        stop_ids=torch.full((rows, _STOP_IDS), -1, dtype=torch.int32, device=device),
+        block_table=torch.zeros(rows, blocks, dtype=torch.int32, device=device),
+    )  # fmt: skip
+    every_row, cursor = torch.arange(rows, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    yield Case(
+        "rows: begin", rows, 2 * columns.block_table.nbytes, 0,
+        [lambda: begin_decode(columns, every_row, block_size, cursor.zero_())], f"context {context}",
+    )  # fmt: skip
+    logits, tokens = torch.randn(rows, sizes.vocab, device=device).bfloat16(), column(1)
+    results = torch.zeros(1, 2, rows, dtype=torch.int32, device=device)
+    yield Case(
+        "rows: commit", rows, rows * (7 * 8 + _STOP_IDS * 4), 0,
+        [lambda: commit_tokens(columns, every_row, tokens, logits, results, cursor.zero_())],
+    )  # fmt: skip
+
+
+def checksum_cases(sizes: Sizes, block_size: int, device: str) -> Iterator[Case]:
+    """Some blocks of a cache of few layers."""
+    elements = sizes.kv_heads * block_size * sizes.head_dim
+    caches = [
+        torch.randint(-1000, 1000, (_LAYERS, _CHECKED_BLOCKS, elements), device=device).short()
+        for _ in range(2)
+    ]
+    ids = torch.randperm(_CHECKED_BLOCKS, device=device)
+    num_bytes = sum(cache.nbytes for cache in caches)
+    yield Case(
+        "block checksums", _CHECKED_BLOCKS, num_bytes, 0, [lambda: block_checksums(caches, ids)], "blocks"
+    )
