@@ -72,7 +72,12 @@ def measure(
     torch.cuda.reset_peak_memory_stats(device)
     runner.clear()
     runner.launch(_largest_step(recorded)).wait()
-    graphs = decoding + torch.cuda.max_memory_allocated(device) - before
+    # A recording has room for more positions than a step may have.
+    positions = min(limits.max_step_tokens, MOST_TOKENS) + recorded_rows
+    mixed = (
+        (torch.cuda.max_memory_allocated(device) - before) * positions // (recorded.number * recorded.tokens)
+    )
+    graphs = decoding + mixed
     del runner, cache
     torch.cuda.empty_cache()
     return MemoryNeeds(activations, graphs)

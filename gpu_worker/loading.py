@@ -13,7 +13,7 @@ from gpu_worker.gpu_memory import explained, kv_budget, measure
 from gpu_worker.kernel_build import KernelBuild
 from gpu_worker.kv_cache import KvCache
 from gpu_worker.kv_calibration import calibrate
-from gpu_worker.memory import cpu_budget, num_kv_blocks, parse_bytes
+from gpu_worker.memory import cpu_budget, gpu_rows, num_kv_blocks, parse_bytes
 from gpu_worker.model_runner import ModelRunner
 from gpu_worker.models.architectures import DecoderConfig, decoder_config
 from gpu_worker.models.decoder import Decoder
@@ -29,8 +29,7 @@ from quire.v1 import types_pb2, worker_pb2
 
 log = structlog.get_logger()
 
-_CPU_ROWS, _GPU_ROWS, _LARGE_GPU_ROWS = 64, 512, 1024
-_LARGE_GPU_BYTES = 64 << 30
+_CPU_ROWS = 64
 _CPU_STEP_TOKENS, _GPU_STEP_TOKENS = 2048, 8192
 
 
@@ -103,7 +102,7 @@ def _describe(
 ) -> worker_pb2.WorkerDescription:
     """All that is known before the weights and the KV cache are there."""
     is_gpu = device.type == "cuda"
-    max_rows = settings.max_rows or _rows_that_suit(device)
+    max_rows = settings.max_rows or _rows_that_suit(settings, config, dtype, device)
     max_step_tokens = settings.max_step_tokens or (_GPU_STEP_TOKENS if is_gpu else _CPU_STEP_TOKENS)
     model = types_pb2.ModelDescription(
         name=settings.served_model_name or settings.model.rstrip("/").rpartition("/")[2],
@@ -126,12 +125,14 @@ def _describe(
     )
 
 
-def _rows_that_suit(device: torch.device) -> int:
-    """So many that a GPU's memory holds them at the lengths of usual requests."""
+def _rows_that_suit(
+    settings: WorkerSettings, config: DecoderConfig, dtype: torch.dtype, device: torch.device
+) -> int:
     if device.type != "cuda":
         return _CPU_ROWS
-    memory = torch.cuda.get_device_properties(device).total_memory
-    return _LARGE_GPU_ROWS if memory >= _LARGE_GPU_BYTES else _GPU_ROWS
+    memory = torch.cuda.get_device_properties(device).total_memory * settings.gpu_memory_utilization
+    kv_bytes = 1 if settings.kv_cache_dtype == "fp8" else dtype.itemsize
+    return gpu_rows(config, dtype.itemsize, kv_bytes, int(memory))
 
 
 def _kv_cache(

@@ -2,12 +2,16 @@
 
 import os
 import re
+from math import prod
 
 from gpu_worker.kv_cache import KvCache
 from gpu_worker.models.architectures import DecoderConfig
+from gpu_worker.models.decoder import parameter_shapes
 from quire.errors import InvalidRequest
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_GPU_ROWS = (512, 1024)
+_USUAL_TOKENS = 512
 
 
 def parse_bytes(text: str) -> int:
@@ -26,6 +30,15 @@ def cpu_budget(
     blocks_per_sequence = -(-max_model_len // block_size)
     wanted = max(blocks_per_sequence, max_rows * -(-blocks_per_sequence // 4))
     return min(wanted * block_bytes, _free_bytes() // 4)
+
+
+def gpu_rows(config: DecoderConfig, dtype_bytes: int, kv_dtype_bytes: int, gpu_bytes: int) -> int:
+    """Sequences that run at once on a GPU with so much memory to use: the larger number if each finds room there for
+    the KV of a usual request, beside the weights."""
+    weights = dtype_bytes * sum(prod(shape) for shape in parameter_shapes(config).values())
+    tokens = (gpu_bytes - weights) // KvCache.block_bytes(config, 1, kv_dtype_bytes)
+    few, many = _GPU_ROWS
+    return many if tokens >= many * _USUAL_TOKENS else few
 
 
 def num_kv_blocks(budget: int, block_bytes: int, *, block_size: int, max_model_len: int) -> int:

@@ -40,7 +40,8 @@ class WorkerSettings(ServiceSettings):
         0,
         ge=0,
         le=4096,
-        description="most sequences that run at once; 0: 1024 on a GPU of 64 GiB, 512 on a smaller one, 64 on a CPU",
+        description="most sequences that run at once; 0: 64 on a CPU; on a GPU 1024 if that leaves each 512 tokens of "
+        "KV cache, else 512",
     )
     max_step_tokens: int = Field(
         0, ge=0, description="most token positions in one step; 0: 8192 on a GPU, 2048 on a CPU"

@@ -52,7 +52,10 @@ class SchedulerSettings(ServiceSettings):
         _DEFAULT.max_decode_steps, ge=1, le=64, description="decode steps per command, at most"
     )
     decode_burst_s: float = Field(
-        _DEFAULT.decode_burst_s, ge=0, description="seconds that the decode steps of one command may take"
+        _DEFAULT.decode_burst_s,
+        ge=0,
+        description="seconds that the decode steps of one command may take, where the command itself does not take "
+        "longer; 0: one step",
     )
     worker_hang_s: float = Field(
         10.0,

@@ -112,7 +112,7 @@ def sample(
 def _scores(
     logits: torch.Tensor, columns: tuple[torch.Tensor, ...], written: tuple[torch.Tensor, ...], which: int
 ) -> torch.Tensor:
-    """Keys int64 [n, chunks] of the best token of each chunk; `written` are `sample`'s group maxima and result."""
+    """Keys int64 [n, chunks] of the best token of each chunk; `written` are `sample`'s maxima and tokens found."""
     num_rows, vocab = logits.shape
     if logits.stride(1) != 1:
         raise ValueError("the elements of a row must be adjacent")

@@ -19,8 +19,8 @@ log = structlog.get_logger()
 
 _FIRST_BACKOFF_S = 0.05
 _MAX_BACKOFF_S = 1.0
-# Beyond it a message's bytes cost as much as its being one.
-_MERGED_BYTES = 2**16
+# Beyond them a message's bytes cost as much as its being one, and its reader does nothing else for long.
+_MERGED_BYTES, _MOST_MERGED = 2**16, 32
 
 
 class SessionClient(Generic[Request, Response]):
@@ -87,6 +87,7 @@ class SessionClient(Generic[Request, Response]):
                 writer.cancel()
             call.cancel()
             self._outbox.clear()
+            self.merges = False
             if self.connected:
                 self.connected = False
                 self._on_disconnect()
@@ -118,7 +119,7 @@ class SessionClient(Generic[Request, Response]):
         """Add to a message, which is about to be sent, as many of those that wait as go well with it."""
         pending: deque[Any] = self._outbox
         room = _MERGED_BYTES - message.ByteSize()
-        while pending and (room := room - pending[0].ByteSize()) >= 0:
+        while pending and len(message.more) < _MOST_MERGED and (room := room - pending[0].ByteSize()) >= 0:
             message.more.append(pending.popleft())
 
 

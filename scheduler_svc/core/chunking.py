@@ -5,8 +5,10 @@ from math import ceil
 
 # A step that decodes takes at least so many prompt positions: below it, its fixed cost is most of it.
 MIN_CHUNK_TOKENS = 64
-MOST_HIDDEN = 4
-"""Decode steps of a command whose own time is to be hidden."""
+_UNHIDDEN = 0.25
+"""Share of a step for which the device may stand still."""
+_MOST_HIDING_S = 0.0025
+"""Seconds that the steps of a command may take to hide its own time: so far apart may tokens come."""
 
 
 def chunk_budget(max_tokens: int, *, step_s: float, decode_step_s: float, prefill_token_s: float) -> int:
@@ -50,11 +52,11 @@ def share_budget(left: Sequence[int], budget: int, short: int) -> list[int]:
 def decode_burst(step_s: float, burst_s: float, max_steps: int, *, command_s: float = 0.0) -> int:
     """Decode steps for one command, such that they take about `burst_s` seconds together, at least 1.
 
-    Or as long as a command takes anyway, `command_s`, if that is more, but for a quarter of a step and up to
-    MOST_HIDDEN: the device would stand still. `step_s` is the measured time of one step; 0 while unknown, which asks
-    for one step to measure.
+    Or as long as a command takes anyway, `command_s`, if that is more: else the device would stand still. That is
+    so for short steps alone, and for a `burst_s` that is not 0. `step_s` is the measured time of one step; 0 while
+    unknown, which asks for one step to measure.
     """
-    if step_s <= 0.0:
+    if step_s <= 0.0 or burst_s <= 0.0:
         return 1
-    hidden = min(MOST_HIDDEN, ceil(command_s / step_s - 0.25))
-    return max(1, min(max_steps, max(int(burst_s / step_s), hidden)))
+    hiding = min(int(_MOST_HIDING_S / step_s), ceil(command_s / step_s - _UNHIDDEN))
+    return max(1, min(max_steps, max(int(burst_s / step_s), hiding)))

@@ -20,7 +20,8 @@ class Limits:
     max_decode_steps: int = 16
     """Decode steps per command at most; the worker's own limit holds besides."""
     decode_burst_s: float = 0.001
-    """Seconds that the decode steps of one command may take together, as measured."""
+    """Seconds that the decode steps of one command may take together, as measured, where what the command itself costs
+    takes no longer; 0: one step."""
     itl_target_s: float = 0.05
     """Seconds that a step in which rows decode may take: prompt chunks are cut to it; 0: no bound."""
     shared_step_s: float = 0.015

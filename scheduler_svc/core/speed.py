@@ -9,6 +9,8 @@ _RATE_WINDOW_S = 1.0
 # So many times its steps' own time a command takes if it is not the steps that set it.
 _OVERHEAD_BOUND = 1.2
 _COMMAND_SMOOTHING, _COMMAND_DECAY = 0.5, 0.99
+# What is seen above it is a worker that was held up, not what its commands cost.
+_MOST_COMMAND_S = 0.003
 
 
 class Speed:
@@ -55,7 +57,7 @@ class Speed:
         Where the steps set the interval nothing is seen of the rest, so what was seen is slowly forgotten.
         """
         if interval_s > _OVERHEAD_BOUND * step_s:
-            self.command_s = _smooth(self.command_s, interval_s, _COMMAND_SMOOTHING)
+            self.command_s += _COMMAND_SMOOTHING * (min(interval_s, _MOST_COMMAND_S) - self.command_s)
         else:
             self.command_s = _COMMAND_DECAY * min(self.command_s, interval_s)
 

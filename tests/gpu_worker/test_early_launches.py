@@ -6,7 +6,6 @@ from unittest import mock
 
 import pytest
 
-from kernels import pdl
 from quire.bench.shapes import shapes
 from tests.gpu_worker.test_greedy_tokens import random_prompts
 from tests.support.worker_driver import DrivenRow, WorkerDriver, greedy, make_runner
@@ -36,5 +35,5 @@ def test_tokens_are_those_of_kernels_that_run_one_after_the_other(shape: str, tm
     (tmp_path / "config.json").write_text(json.dumps(shapes()[shape] | few))
     found = tokens_of(tmp_path)
     assert all(len(tokens) == NUM_TOKENS for tokens in found)
-    with mock.patch.object(pdl, "options", return_value={"PDL": False, "launch_pdl": False}):
+    with mock.patch("kernels.pdl.options", return_value={"PDL": False, "launch_pdl": False}):
         assert tokens_of(tmp_path) == found

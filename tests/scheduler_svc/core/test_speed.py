@@ -2,7 +2,7 @@
 
 import pytest
 
-from scheduler_svc.core.chunking import MOST_HIDDEN, decode_burst
+from scheduler_svc.core.chunking import decode_burst
 from scheduler_svc.core.speed import Speed
 
 
@@ -34,7 +34,21 @@ def test_commands_get_as_many_steps_as_hide_what_they_cost(
 
 
 def test_a_command_that_costs_more_than_a_few_steps_is_not_made_long() -> None:
-    assert answer(Speed(), overhead_s=0.05, step_s=0.0006)[1] == MOST_HIDDEN
+    assert answer(Speed(), overhead_s=0.05, step_s=0.0006)[1] == 4
+    assert answer(Speed(), overhead_s=0.05, step_s=0.0012)[1] == 2
+    assert answer(Speed(), overhead_s=0.05, step_s=0.004)[1] == 1
+
+
+def test_results_that_were_held_up_make_no_command_of_long_steps_longer() -> None:
+    speed = Speed()
+    for _ in range(4):
+        speed.note_interval(0.05, 0.011)
+    assert decode_burst(0.011, 0.001, 16, command_s=speed.command_s) == 1
+    assert decode_burst(0.0006, 0.001, 16, command_s=speed.command_s) == 4
+
+
+def test_without_bursts_nothing_is_hidden() -> None:
+    assert decode_burst(0.0006, 0.0, 16, command_s=0.002) == 1
 
 
 def test_what_commands_cost_is_forgotten_where_it_is_not_seen_again() -> None:
