@@ -10,7 +10,8 @@ from gpu_worker.models.decoder import parameter_shapes
 from quire.errors import InvalidRequest
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_GPU_ROWS = (512, 1024)
+GPU_ROWS = (512, 1024)
+"""Sequences at once: of which `gpu_rows` chooses."""
 _USUAL_TOKENS = 512
 
 
@@ -37,7 +38,7 @@ def gpu_rows(config: DecoderConfig, dtype_bytes: int, kv_dtype_bytes: int, gpu_b
     the KV of a usual request, beside the weights."""
     weights = dtype_bytes * sum(prod(shape) for shape in parameter_shapes(config).values())
     tokens = (gpu_bytes - weights) // KvCache.block_bytes(config, 1, kv_dtype_bytes)
-    few, many = _GPU_ROWS
+    few, many = GPU_ROWS
     return many if tokens >= many * _USUAL_TOKENS else few
 
 

@@ -7,7 +7,7 @@ import kubernetes_validate
 import pytest
 
 from gateway.settings import GatewaySettings
-from gpu_worker.loading import _GPU_ROWS
+from gpu_worker.memory import GPU_ROWS
 from quire.rpc.identity import dns_name
 from quire.service import _STOP_LIMIT_S
 from quire.settings import SERVICES, ServiceSettings, load_settings
@@ -260,7 +260,7 @@ def test_workers_follow_requests_that_wait_and_run_as_schedulers_expose_them(
         thresholds[metric] = int(trigger["threshold"])
     assert set(thresholds) == {"vllm:num_requests_waiting", "vllm:num_requests_running"}
     # A worker that runs as many as it can is one that another should help.
-    assert 0.5 * _GPU_ROWS < thresholds["vllm:num_requests_running"] < 0.9 * _GPU_ROWS
+    assert 0.5 * min(GPU_ROWS) < thresholds["vllm:num_requests_running"] < 0.9 * min(GPU_ROWS)
     # This one counts only where a fleet may shrink to nothing.
     assert spec["minReplicaCount"] >= 1
     assert "cooldownPeriod" not in spec
