@@ -19,7 +19,7 @@ from kernels.bench.attention_cases import decode_cases, prefill_cases, shared_ca
 from kernels.bench.cases import Case, Sizes, sizes_of
 from kernels.bench.layer_cases import layer_cases, product_cases
 from kernels.bench.rooflines import rooflines
-from kernels.bench.row_cases import checksum_cases, row_cases
+from kernels.bench.row_cases import begin_case, checksum_cases, commit_case
 from kernels.bench.sampling_cases import sampling_cases
 from kernels.bench.timing import call_us
 
@@ -58,8 +58,9 @@ def _cases(sizes: Sizes, asked: argparse.Namespace, device: str) -> Iterator[Cas
     for rows in asked.batch:
         yield from product_cases(sizes, rows, device)
         yield from layer_cases(sizes, rows, device)
+        yield commit_case(sizes, rows, asked.block_size, device)
         for context in asked.context:
-            yield from row_cases(sizes, rows, context, asked.block_size, device)
+            yield begin_case(rows, context, asked.block_size, device)
             yield from decode_cases(sizes, rows, context, asked.block_size, device)
             yield from shared_cases(sizes, rows, context, asked.block_size, device)
         yield from sampling_cases(sizes, rows, device)

@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from itertools import chain
+from pathlib import Path
 
 import grpc
 import pytest
@@ -63,28 +65,35 @@ async def serve(address: str) -> RpcServer:
     return server
 
 
-async def test_messages_flow_both_ways_and_again_after_the_peer_restarts(tmp_path) -> None:
+@asynccontextmanager
+async def connected(tmp_path: Path) -> AsyncIterator[tuple[Peer, list[RpcServer]]]:
+    """A peer whose session is open, and the servers that it has had; the last one is stopped at the end."""
     address = f"unix:{tmp_path}/echo"
-    server = await serve(address)
+    servers = [await serve(address)]
     peer = Peer(address)
     running = asyncio.create_task(peer.session.run())
     try:
         assert await peer.events.get() == "open"
-        peer.submit(1)
-        peer.submit(2)
-        assert [await peer.events.get(), await peer.events.get()] == [1, 2]
-        await server.stop(0)
-        assert await peer.events.get() == "lost"
-        with pytest.raises(NotReady):
-            peer.submit(3)
-        server = await serve(address)
-        assert await peer.events.get() == "open"
-        peer.submit(4)
-        assert await peer.events.get() == 4
+        yield peer, servers
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        await server.stop(0)
+        await servers[-1].stop(0)
+
+
+async def test_messages_flow_both_ways_and_again_after_the_peer_restarts(tmp_path) -> None:
+    async with connected(tmp_path) as (peer, servers):
+        peer.submit(1)
+        peer.submit(2)
+        assert [await peer.events.get(), await peer.events.get()] == [1, 2]
+        await servers[-1].stop(0)
+        assert await peer.events.get() == "lost"
+        with pytest.raises(NotReady):
+            peer.submit(3)
+        servers.append(await serve(f"unix:{tmp_path}/echo"))
+        assert await peer.events.get() == "open"
+        peer.submit(4)
+        assert await peer.events.get() == 4
 
 
 @pytest.mark.parametrize(
@@ -99,38 +108,20 @@ async def test_messages_flow_both_ways_and_again_after_the_peer_restarts(tmp_pat
 async def test_of_a_burst_the_first_goes_alone_and_the_others_together_where_the_peer_takes_it(
     tmp_path, merges: bool, num_bytes: int, sizes: list[int]
 ) -> None:
-    address = f"unix:{tmp_path}/echo"
-    server = await serve(address)
-    peer = Peer(address)
-    running = asyncio.create_task(peer.session.run())
-    try:
-        assert await peer.events.get() == "open"
+    async with connected(tmp_path) as (peer, _):
         peer.session.merges = merges
         for handle in range(20, 40):
             peer.submit(handle, num_bytes)
         assert [await peer.events.get() for _ in range(20)] == list(range(20, 40))
         assert peer.sizes == sizes
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await server.stop(0)
 
 
 async def test_an_error_in_the_servicer_ends_the_session_and_the_next_one_works(tmp_path) -> None:
-    address = f"unix:{tmp_path}/echo"
-    server = await serve(address)
-    peer = Peer(address)
-    running = asyncio.create_task(peer.session.run())
-    try:
-        assert await peer.events.get() == "open"
+    async with connected(tmp_path) as (peer, _):
         peer.submit(13)
         assert [await peer.events.get(), await peer.events.get()] == ["lost", "open"]
         peer.submit(14)
         assert await peer.events.get() == 14
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await server.stop(0)
 
 
 async def test_unary_errors_have_their_status_and_health_answers(tmp_path) -> None:
