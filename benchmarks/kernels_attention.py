@@ -21,7 +21,7 @@ import torch
 
 from kernels.bench.rooflines import rooflines
 from kernels.bench.timing import graph_us
-from kernels.paged_attention import QUERY_TILE, AttentionPlan, Chunks, query_tiles
+from kernels.paged_attention import QUERY_TILE, AttentionPlan, Chunks, ProgramSizes, query_tiles
 from kernels.paged_attention.decode import decode_attention
 from kernels.paged_attention.kernel import plan_attention
 from kernels.paged_attention.plan import plan_decode
@@ -33,6 +33,8 @@ _HEAD_DIM = 128
 # More than the second-level cache holds, in all.
 _BYTES_IN_TURN = 256 << 20
 _MOST_TOKENS_HELD = 192
+# Programs that have shares run all at once, with so many registers that more warps would not do.
+_MOST_WARPS = 16
 DECODE = [
     (1, 256),
     (1, 1024),
@@ -100,16 +102,14 @@ def make(lengths: list[int], query_lens: list[int], group: int, block_size: int)
 def decode_call(batch: Batch, options: dict[str, Any]) -> Callable[[], object]:
     plan, work = batch.plan, batch.plan.decode
     assert work is not None
-    tiles = dict(options)
-    programs_per_sm = tiles.pop("programs_per_sm", 0)
-    if programs_per_sm:
+    if options:
         rows, heads = len(plan.context_lens), batch.q.shape[1]
         work = plan_decode(
-            plan.context_lens, rows, heads, _KV_HEADS, _HEAD_DIM, programs_per_sm=programs_per_sm
+            plan.context_lens, rows, heads, _KV_HEADS, _HEAD_DIM, sizes=ProgramSizes(**options)
         )
     return partial(
         decode_attention, batch.q, batch.k_cache, batch.v_cache, plan.block_tables, plan.context_lens, work,
-        batch.out, _HEAD_DIM**-0.5, None, **tiles,
+        batch.out, _HEAD_DIM**-0.5, None,
     )  # fmt: skip
 
 
@@ -127,9 +127,11 @@ def decode_options(sweep: bool) -> Iterator[dict[str, int]]:
         for tile, warps, stages in product((32, 64, 128), (2, 4), (2, 3, 4)):
             if tile * (stages - 1) > _MOST_TOKENS_HELD:
                 continue
-            # A plan's own choice needs no other code, so it costs no compilation.
-            for programs in (3, 4, 6, 8, 12):
-                yield {"tile": tile, "num_warps": warps, "num_stages": stages, "programs_per_sm": programs}
+            for programs in (3, 4, 5, 6, 8, 12):
+                sizes = {"tile": tile, "num_warps": warps, "num_stages": stages, "programs_per_sm": programs}
+                for order in ("as they come", "longest first", "in shares"):
+                    if order != "in shares" or programs * warps <= _MOST_WARPS:
+                        yield {**sizes, "order": order}
 
 
 def prefill_options(sweep: bool, group: int, is_short: bool) -> Iterator[dict[str, int]]:

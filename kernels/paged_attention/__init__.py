@@ -9,6 +9,7 @@ pair. Measured on an H200 (`quire bench kernels`): 256 rows of 1,024 tokens 95 %
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from kernels.kv_scales import KvScales
 QUERY_TILE = 128
 """Queries of a chunk that are worked on at once."""
 _TILE_ROWS = 64
+Order = Literal["as they come", "longest first", "in shares"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +67,29 @@ class SharedWork:
     """float32 [rows, splits, heads]."""
 
 
+class ProgramSizes(NamedTuple):
+    """How an item is attended, and for how many programs at once a plan cuts the work."""
+
+    tile: int
+    """KV tokens at a time; items begin at multiples of it."""
+    num_warps: int
+    num_stages: int
+    programs_per_sm: int
+    order: Order = "as they come"
+    """How programs go about rows: in the batch's order, those with most tokens first, or each with an equal share."""
+
+
 @dataclass(frozen=True, slots=True)
 class DecodeWork:
-    """The decoding rows' KV in items of about equal size, listed on the device; what splits need to be merged."""
+    """The decoding rows' KV in items, listed on the device; what splits need to be merged."""
 
+    sizes: ProgramSizes
     items: torch.Tensor
     """int32 [5, most items]: of each item its row, its first token and the one after its last, the row's first item,
     and how many the row has; no tokens where there is no item."""
+    spans: torch.Tensor | None
+    """int32 [2, programs]: each program's first item and the one after its last; None where every item is a program's.
+    """
     arrived: torch.Tensor
     """int32 [rows, kv_heads]: items of a row that are done; 0 between launches."""
     partial_out: torch.Tensor

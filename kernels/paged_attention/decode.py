@@ -1,8 +1,8 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """Triton: attention of one query per row, split over the KV (Dao et al., "Flash-Decoding", 2023).
 
-A program does one item of the plan for one KV head and all query heads that share it. The program that finishes a row's
-last item merges the row's parts in the same launch, so that no other kernel follows.
+A program does an item of the plan, or those of a span, for one KV head and all query heads that share it. The program
+that finishes a row's last item merges the row's parts in the same launch, so that no other kernel follows.
 """
 
 import torch
@@ -12,13 +12,15 @@ import triton.language as tl
 from kernels import pdl
 from kernels.kv_scales import KvScales
 from kernels.paged_attention import DecodeWork
-from kernels.paged_attention.pages import tile_blocks, token_offsets, widened
-from kernels.paged_attention.plan import SPLIT_TILE, TILE, own_start, program_sizes, split_span
+from kernels.paged_attention.pages import fetch_tokens_ahead, tile_blocks, token_offsets, widened
+from kernels.paged_attention.plan import SPLIT_TILE, own_start, split_span
 
 LOG2_E = 1.4426950408889634
 # More would set the registers of every program, and with them how many fit: 228 against 152 a thread for groups of 8.
 _MERGED_PER_THREAD = 64
 _MOST_AT_ONCE = 16
+_QUARTER_REGISTERS = 512
+"""For each thread of one warp: a multiprocessor's 65,536 are in quarters, and a warp has its registers in one."""
 
 
 @triton.jit
@@ -188,55 +190,75 @@ def finish_item(
 
 
 @triton.jit
+def _query_places(
+    head, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr
+):
+    """Where in a row its queries [GROUP_PAD, DIM_PAD] of one KV head lie, and which of these there are."""
+    members = tl.arange(0, GROUP_PAD)[:, None]
+    columns = tl.arange(0, DIM_PAD)[None, :]
+    return (head * GROUP + members) * HEAD_DIM + columns, (members < GROUP) & (columns < HEAD_DIM)
+
+
+@triton.jit(do_not_specialize=["num_places"])
 def _decode_kernel(
-    q_ptr, k_ptr, v_ptr, out_ptr, tables_ptr, context_lens_ptr, items_ptr, arrived_ptr, part_out_ptr,
-    part_max_ptr, part_sum_ptr, scale_log2, q_row_stride, table_stride, k_block_stride, k_head_stride,
+    q_ptr, k_ptr, v_ptr, out_ptr, tables_ptr, context_lens_ptr, items_ptr, spans_ptr, arrived_ptr, part_out_ptr,
+    part_max_ptr, part_sum_ptr, scale_log2, num_places, q_row_stride, table_stride, k_block_stride, k_head_stride,
     k_slot_stride, v_block_stride, v_head_stride, v_slot_stride, k_scales_ptr, v_scales_ptr, shared_lens_ptr,
     shared_out_ptr, shared_max_ptr, shared_sum_ptr,
     WINDOW: tl.constexpr, NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP_PAD: tl.constexpr,
     GROUP_BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr, ONE_BLOCK: tl.constexpr, STAGES: tl.constexpr, HAS_SCALES: tl.constexpr, AT_ONCE: tl.constexpr,
-    SPLITS: tl.constexpr, SPLIT_TILE: tl.constexpr, PDL: tl.constexpr,
+    IN_SHARES: tl.constexpr, AHEAD: tl.constexpr, SPLITS: tl.constexpr, SPLIT_TILE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     # The heads of an item run side by side: what they read lies side by side.
     head = tl.program_id(0)
-    item = tl.program_id(1)
+    first, count = tl.program_id(1), 1
     GROUP: tl.constexpr = NUM_HEADS // KV_HEADS
-    # The plan is of before the last full launch (`kernels.pdl`).
-    row, start, end, first_item, num_items = read_item(items_ptr, item, tl.num_programs(1))
+    # Plan and block tables are of before the last full launch (`kernels.pdl`).
+    if IN_SHARES:
+        count = tl.load(spans_ptr + tl.num_programs(1) + first)
+        first = tl.load(spans_ptr + first)
+        count -= first
+    row, start, end, first_item, num_items = read_item(items_ptr, first, num_places)
+    if AHEAD > 0:
+        fetch_tokens_ahead(
+            tables_ptr + row * table_stride, k_ptr + head * k_head_stride, v_ptr + head * v_head_stride, start, end,
+            k_block_stride, v_block_stride, HEAD_DIM, BLOCK_SIZE, AHEAD,
+        )  # fmt: skip
     pdl.wait(PDL)
-    if start < end:
-        seen_from = 0
-        if WINDOW > 0:
-            seen_from = tl.maximum(tl.load(context_lens_ptr + row) - WINDOW, 0)
-            start = tl.maximum(start, seen_from // TILE * TILE)
-        members = tl.arange(0, GROUP_PAD)
-        columns = tl.arange(0, DIM_PAD)
-        heads = head * GROUP + members
-        mask = (members < GROUP)[:, None] & (columns < HEAD_DIM)[None, :]
-        q = tl.load(
-            q_ptr + row * q_row_stride + heads[:, None] * HEAD_DIM + columns[None, :], mask=mask, other=0.0
-        )
-        if HAS_SCALES:
-            scale_log2 *= tl.load(k_scales_ptr + head)
-            q = widened(q)
-        out, largest, total = nothing_attended(GROUP_PAD, DIM_PAD)
-        out, largest, total = attend_item(
-            out, largest, total, q, tables_ptr + row * table_stride, k_ptr + head * k_head_stride,
-            v_ptr + head * v_head_stride, start, end, seen_from, k_block_stride, k_slot_stride, v_block_stride,
-            v_slot_stride, scale_log2, HEAD_DIM, DIM_PAD, BLOCK_SIZE, TILE, ONE_BLOCK, STAGES,
-        )  # fmt: skip
-        if HAS_SCALES:
-            out *= tl.load(v_scales_ptr + head)
-        num_shared = 0
-        if SPLITS > 0:
-            shared = own_start(tl.load(shared_lens_ptr + row), tl.load(context_lens_ptr + row))
-            _, num_shared = split_span(shared, SPLITS, SPLIT_TILE)
-        finish_item(
-            out, largest, total, out_ptr, arrived_ptr, part_out_ptr, part_max_ptr, part_sum_ptr, item, row, head,
-            first_item, num_items, NUM_HEADS, KV_HEADS, GROUP_PAD, GROUP_BLOCK, HEAD_DIM, DIM_PAD, AT_ONCE,
-            SPLITS, num_shared, shared_out_ptr, shared_max_ptr, shared_sum_ptr,
-        )  # fmt: skip
+    if HAS_SCALES:
+        scale_log2 *= tl.load(k_scales_ptr + head)
+    places, mask = _query_places(head, GROUP, GROUP_PAD, HEAD_DIM, DIM_PAD)
+    for number in range(count):
+        item = first + number
+        if start < end:
+            seen_from = 0
+            if WINDOW > 0:
+                seen_from = tl.maximum(tl.load(context_lens_ptr + row) - WINDOW, 0)
+                start = tl.maximum(start, seen_from // TILE * TILE)
+            q = tl.load(q_ptr + row * q_row_stride + places, mask=mask, other=0.0)
+            if HAS_SCALES:
+                q = widened(q)
+            out, largest, total = nothing_attended(GROUP_PAD, DIM_PAD)
+            out, largest, total = attend_item(
+                out, largest, total, q, tables_ptr + row * table_stride, k_ptr + head * k_head_stride,
+                v_ptr + head * v_head_stride, start, end, seen_from, k_block_stride, k_slot_stride, v_block_stride,
+                v_slot_stride, scale_log2, HEAD_DIM, DIM_PAD, BLOCK_SIZE, TILE, ONE_BLOCK, STAGES,
+            )  # fmt: skip
+            if HAS_SCALES:
+                out *= tl.load(v_scales_ptr + head)
+            num_shared = 0
+            if SPLITS > 0:
+                shared = own_start(tl.load(shared_lens_ptr + row), tl.load(context_lens_ptr + row))
+                _, num_shared = split_span(shared, SPLITS, SPLIT_TILE)
+            finish_item(
+                out, largest, total, out_ptr, arrived_ptr, part_out_ptr, part_max_ptr, part_sum_ptr, item, row, head,
+                first_item, num_items, NUM_HEADS, KV_HEADS, GROUP_PAD, GROUP_BLOCK, HEAD_DIM, DIM_PAD, AT_ONCE,
+                SPLITS, num_shared, shared_out_ptr, shared_max_ptr, shared_sum_ptr,
+            )  # fmt: skip
+        if IN_SHARES:
+            next_item = tl.minimum(item + 1, num_places - 1)
+            row, start, end, first_item, num_items = read_item(items_ptr, next_item, num_places)
 
 
 def decode_attention(
@@ -250,63 +272,53 @@ def decode_attention(
     scale: float,
     window: int | None,
     scales: KvScales | None = None,
-    *,
-    tile: int = 0,
-    num_warps: int = 0,
-    num_stages: int = 0,
-    merged_per_thread: int = _MERGED_PER_THREAD,
 ) -> None:
     """Attention of the first rows of a batch, those that `work` is of, into out [at least rows, heads, d].
 
     A program holds num_stages - 1 tiles of keys and of values. Between planning and this comes a full launch
-    (`kernels.pdl`): the items are read before the kernels ahead are done.
+    (`kernels.pdl`): the plan is read before the kernels ahead are done.
     """
-    options = launch_options(
-        q, k_cache, work, scales, tile=tile, num_warps=num_warps, num_stages=num_stages,
-        merged_per_thread=merged_per_thread,
-    )  # fmt: skip
-    shared = work.shared
-    parts = (q,) * 4
+    shared, spans = work.shared, work.spans
+    options, early = launch_options(q, k_cache, work, scales), pdl.options()
+    # Asked for at once an item's first tile is there sooner; where all programs begin together nothing is gained.
+    is_dense = k_cache.is_contiguous() and v_cache.is_contiguous() and k_cache.shape[2] % 16 == 0
+    goes_on = work.sizes.order == "longest first" and window is None
+    ahead = options["TILE"] if early["PDL"] and is_dense and goes_on else 0
+    parts, splits = (q,) * 4, 0
     if shared is not None:
         parts = (shared.prefixes.lens, shared.partial_out, shared.partial_max, shared.partial_sum)
-    _decode_kernel[(k_cache.shape[1], work.items.shape[1])](
-        q, k_cache, v_cache, out, block_tables, context_lens, work.items, work.arrived,
-        work.partial_out, work.partial_max, work.partial_sum,
-        scale * LOG2_E, q.stride(0), block_tables.stride(0),
+        splits = shared.partial_out.shape[1]
+    _decode_kernel[(k_cache.shape[1], (work.items if spans is None else spans).shape[1])](
+        q, k_cache, v_cache, out, block_tables, context_lens, work.items, work.items if spans is None else spans,
+        work.arrived, work.partial_out, work.partial_max, work.partial_sum,
+        scale * LOG2_E, work.items.shape[1], q.stride(0), block_tables.stride(0),
         k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
         v_cache.stride(0), v_cache.stride(1), v_cache.stride(2), *(scales or (q, q)), *parts,
-        WINDOW=window or 0, SPLITS=0 if shared is None else shared.partial_out.shape[1], SPLIT_TILE=SPLIT_TILE,
-        **options, **pdl.options(),
+        WINDOW=window or 0, IN_SHARES=spans is not None, AHEAD=ahead, SPLITS=splits, SPLIT_TILE=SPLIT_TILE,
+        **options, **early,
     )  # fmt: skip
 
 
 def launch_options(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    work: DecodeWork,
-    scales: KvScales | None,
-    *,
-    tile: int = 0,
-    num_warps: int = 0,
-    num_stages: int = 0,
-    merged_per_thread: int = _MERGED_PER_THREAD,
+    q: torch.Tensor, k_cache: torch.Tensor, work: DecodeWork, scales: KvScales | None
 ) -> dict[str, int]:
-    """Sizes of a program that attends an item; 0 for those that were measured best."""
+    """Constants of a program that attends an item."""
     (num_heads, head_dim), (num_kv_heads, block_size) = q.shape[1:], k_cache.shape[1:3]
-    group = num_heads // num_kv_heads
     dim_pad = triton.next_power_of_2(head_dim)
-    sizes = program_sizes(group, len(work.arrived))
-    # Two warps do not have the registers for wide heads, nor the shared memory the room for large tiles of them.
-    is_wide = dim_pad * q.element_size() > 256
-    tile = tile or (min(sizes.tile, TILE) if is_wide else sizes.tile)
-    num_warps = num_warps or (4 if is_wide else sizes.num_warps)
-    num_stages = num_stages or (2 if is_wide else sizes.num_stages)
-    group_block = triton.next_power_of_2(group)
-    at_once = max(1, min(_MOST_AT_ONCE, merged_per_thread * 32 * num_warps // (group_block * dim_pad)))
+    tile, num_warps, num_stages, programs_per_sm, order = work.sizes
+    limit = {}
+    if dim_pad * q.element_size() > 256:
+        # Two warps do not have the registers for wide heads, nor the shared memory the room for many tiles of them.
+        num_warps, num_stages = 4, 2
+    elif order == "in shares":
+        # All programs of the plan are to run at once.
+        warps_per_quarter = triton.cdiv(programs_per_sm * num_warps, 4)
+        limit["maxnreg"] = _QUARTER_REGISTERS // warps_per_quarter // 8 * 8
+    group_block = triton.next_power_of_2(num_heads // num_kv_heads)
+    at_once = max(1, min(_MOST_AT_ONCE, _MERGED_PER_THREAD * 32 * num_warps // (group_block * dim_pad)))
     return {
         "NUM_HEADS": num_heads, "KV_HEADS": num_kv_heads, "GROUP_PAD": max(16, group_block),
         "GROUP_BLOCK": group_block, "HEAD_DIM": head_dim, "DIM_PAD": dim_pad, "BLOCK_SIZE": block_size, "TILE": tile,
-        # Items begin at multiples of TILE, so a larger tile may begin within a block and end in the next.
-        "ONE_BLOCK": block_size % tile == 0 and TILE % tile == 0,
-        "STAGES": num_stages, "HAS_SCALES": scales is not None, "AT_ONCE": at_once, "num_warps": num_warps,
+        "ONE_BLOCK": block_size % tile == 0, "STAGES": num_stages, "HAS_SCALES": scales is not None,
+        "AT_ONCE": at_once, "num_warps": num_warps, **limit,
     }  # fmt: skip

@@ -1,49 +1,34 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """Triton: the work list of decode attention, planned by one program once per step.
 
-A row's KV is cut into items of the same number of tiles, so few that the items of all heads come to about one per
-place on the device where a program can run. A batch that fills the device with whole rows is not cut at all.
+A row's KV is cut into items of the same number of tiles, about as many as there are places on the device where a
+program can run. Few rows' items all run at once. Of very many rows those with the longest items begin first, so that
+none is begun last. Between, where whole rows would leave places empty, or take two turns, each place gets an equal
+share of all rows' tiles: the end of one row, whole ones, the beginning of another (Osama et al., "Stream-K", 2023).
 """
 
 import functools
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from kernels.paged_attention import DecodeWork, SharedPrefixes, SharedWork
+from kernels.paged_attention import DecodeWork, ProgramSizes, SharedPrefixes, SharedWork
 
-TILE = 64
-"""Items begin at multiples of so many tokens."""
 _INTERPRETED_SMS = 4
 _MOST_SPLITS = 8
 SPLIT_TILE = 64
 """Tokens that rows share are split at multiples of so many."""
 
 
-class ProgramSizes(NamedTuple):
-    """How an item is attended, and for how many items at once a plan cuts the work."""
-
-    tile: int
-    """KV tokens at a time."""
-    num_warps: int
-    num_stages: int
-    programs_per_sm: int
-
-
 def program_sizes(group: int, num_rows: int) -> ProgramSizes:
-    """What was measured best for so many query heads per KV head, and rows (docs/performance.md).
-
-    Few rows want small tiles, so that there are enough programs. Many rows of unequal lengths want them cut finer than
-    there are places, so that no long row is begun last.
-    """
-    if num_rows >= (96 if group <= 4 else 128):
-        return ProgramSizes(tile=64, num_warps=4, num_stages=3, programs_per_sm=6)
-    programs_per_sm = 4 if group <= 4 else 3
-    if num_rows >= 48:
-        return ProgramSizes(tile=32, num_warps=2, num_stages=3, programs_per_sm=programs_per_sm)
-    return ProgramSizes(tile=64, num_warps=2, num_stages=2, programs_per_sm=programs_per_sm)
+    """What was measured best for so many query heads per KV head, and rows (docs/performance.md)."""
+    is_narrow = group <= 4
+    if num_rows >= (144 if is_narrow else 112):
+        return ProgramSizes(tile=32, num_warps=2, num_stages=2, programs_per_sm=8, order="longest first")
+    if num_rows >= (32 if is_narrow else 40) and group <= 8:
+        return ProgramSizes(tile=32, num_warps=2, num_stages=2, programs_per_sm=6, order="in shares")
+    return ProgramSizes(tile=64, num_warps=2, num_stages=2, programs_per_sm=4 if is_narrow else 3)
 
 
 @triton.jit
@@ -59,50 +44,86 @@ def split_span(length, SPLITS: tl.constexpr, TILE: tl.constexpr):
     return span, (length + span - 1) // span
 
 
-@triton.jit(do_not_specialize=["num_rows", "most_items"])
-def _plan_kernel(
-    context_lens_ptr,
-    shared_lens_ptr,
-    items_ptr,
-    arrived_ptr,
-    num_rows,
-    most_items,
-    KV_HEADS: tl.constexpr,
-    PROGRAMS: tl.constexpr,
-    TILE: tl.constexpr,
-    ROWS: tl.constexpr,
-    HAS_SHARED: tl.constexpr,
-):
-    rows = tl.arange(0, ROWS)
-    mask = rows < num_rows
+@triton.jit
+def _own_tokens(context_lens_ptr, shared_lens_ptr, rows, mask, HAS_SHARED: tl.constexpr):
+    """Where the tokens begin and end that rows attend to themselves."""
     context_lens = tl.load(context_lens_ptr + rows, mask=mask, other=0)
     first_tokens = tl.zeros_like(context_lens)
     if HAS_SHARED:
         first_tokens = own_start(tl.load(shared_lens_ptr + rows, mask=mask, other=0), context_lens)
-    tiles = (context_lens - first_tokens + TILE - 1) // TILE
-    work = tl.sum(tiles, axis=0) * KV_HEADS
-    per_item = tl.maximum((work + PROGRAMS - 1) // PROGRAMS, 1)
+    return first_tokens, context_lens
+
+
+@triton.jit
+def _shares(tiles, rows, PROGRAMS: tl.constexpr):
+    """Equal shares of all tiles, one row's after another's. Of each row: the program of its first tile, its first item,
+    and how many it has; how many of that program's tiles are of rows before; and the tiles of a share."""
+    share = tl.maximum((tl.sum(tiles, axis=0) + PROGRAMS - 1) // PROGRAMS, 1)
+    begins = tl.cumsum(tiles, axis=0) - tiles
+    first_program = begins // share
+    num_items = tl.where(tiles > 0, (begins + tiles - 1) // share - first_program + 1, 0)
+    # A next item is another program's or another row's, so that this numbers them.
+    return first_program, first_program + rows, num_items, begins % share, share
+
+
+@triton.jit
+def _items(tiles, PROGRAMS: tl.constexpr, KV_HEADS: tl.constexpr):
+    """Each row's first item, how many it has, and their tiles, the last one's excepted."""
+    per_item = tl.maximum((tl.sum(tiles, axis=0) * KV_HEADS + PROGRAMS - 1) // PROGRAMS, 1)
     num_items = (tiles + per_item - 1) // per_item
     # A row's items are as even as can be, which may take fewer of them.
     row_tiles = tl.where(tiles > 0, (tiles + num_items - 1) // tl.maximum(num_items, 1), 1)
     num_items = (tiles + row_tiles - 1) // row_tiles
-    ends = tl.cumsum(num_items, axis=0)
-    firsts = ends - num_items
+    return tl.cumsum(num_items, axis=0) - num_items, num_items, row_tiles
+
+
+@triton.jit(do_not_specialize=["num_rows", "most_items"])
+def _plan_kernel(
+    context_lens_ptr, shared_lens_ptr, items_ptr, spans_ptr, arrived_ptr, num_rows, most_items,
+    KV_HEADS: tl.constexpr, PROGRAMS: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, HAS_SHARED: tl.constexpr,
+    IN_SHARES: tl.constexpr, LONGEST_FIRST: tl.constexpr,
+):  # fmt: skip
+    rows = tl.arange(0, ROWS)
+    mask = rows < num_rows
+    nothing = tl.zeros_like(rows)
+    for first in range(0, most_items, ROWS):
+        places = first + rows
+        tl.store(items_ptr + most_items + places, nothing, mask=places < most_items)
+        tl.store(items_ptr + 2 * most_items + places, nothing, mask=places < most_items)
+    for head in tl.static_range(KV_HEADS):
+        tl.store(arrived_ptr + rows * KV_HEADS + head, nothing, mask=mask)
+    first_tokens, context_lens = _own_tokens(context_lens_ptr, shared_lens_ptr, rows, mask, HAS_SHARED)
+    tiles = (context_lens - first_tokens + TILE - 1) // TILE
+    if LONGEST_FIRST:
+        rows = tl.sort(tiles * ROWS + rows, descending=True) % ROWS
+        first_tokens, context_lens = _own_tokens(
+            context_lens_ptr, shared_lens_ptr, rows, rows < num_rows, HAS_SHARED
+        )
+        tiles = (context_lens - first_tokens + TILE - 1) // TILE
+    SPANS: tl.constexpr = PROGRAMS // KV_HEADS
+    if IN_SHARES:
+        for first in range(0, 2 * SPANS, ROWS):
+            tl.store(spans_ptr + first + rows, nothing, mask=first + rows < 2 * SPANS)
+        first_program, firsts, num_items, skipped, step = _shares(tiles, rows, SPANS)
+        is_last = tl.cumsum(tiles, axis=0) == tl.sum(tiles, axis=0)
+    else:
+        firsts, num_items, step = _items(tiles, PROGRAMS, KV_HEADS)
+        skipped = 0
+    # What follows goes where nothing was just said to be.
+    tl.debug_barrier()
     for number in range(tl.max(num_items, axis=0)):
         has_one = number < num_items
-        start = first_tokens + number * row_tiles * TILE
+        end = (number + 1) * step - skipped
         at = items_ptr + firsts + number
         tl.store(at, rows, mask=has_one)
-        tl.store(at + most_items, start, mask=has_one)
-        tl.store(at + 2 * most_items, tl.minimum(start + row_tiles * TILE, context_lens), mask=has_one)
+        tl.store(at + most_items, first_tokens + tl.maximum(end - step, 0) * TILE, mask=has_one)
+        tl.store(at + 2 * most_items, tl.minimum(first_tokens + end * TILE, context_lens), mask=has_one)
         tl.store(at + 3 * most_items, firsts, mask=has_one)
         tl.store(at + 4 * most_items, num_items, mask=has_one)
-    for first in range(tl.sum(num_items, axis=0), most_items, ROWS):
-        unused = first + rows
-        tl.store(items_ptr + most_items + unused, tl.zeros_like(rows), mask=unused < most_items)
-        tl.store(items_ptr + 2 * most_items + unused, tl.zeros_like(rows), mask=unused < most_items)
-    for head in tl.static_range(KV_HEADS):
-        tl.store(arrived_ptr + rows * KV_HEADS + head, tl.zeros_like(rows), mask=mask)
+        if IN_SHARES:
+            span = spans_ptr + first_program + number
+            tl.store(span, firsts + number, mask=has_one & (end >= step))
+            tl.store(span + SPANS, firsts + number + 1, mask=has_one & ((end <= tiles) | is_last))
 
 
 def plan_decode(
@@ -112,25 +133,28 @@ def plan_decode(
     num_kv_heads: int,
     head_dim: int,
     *,
-    programs_per_sm: int = 0,
+    sizes: ProgramSizes | None = None,
     prefixes: SharedPrefixes | None = None,
 ) -> DecodeWork:
-    """The work of the first `num_rows` rows, of which there is at least one; 0 programs: what was measured best."""
-    programs_per_sm = programs_per_sm or program_sizes(num_heads // num_kv_heads, num_rows).programs_per_sm
-    device = context_lens.device
-    programs = programs_per_sm * _num_sms(device)
+    """The work of the first `num_rows` rows, of which there is at least one; no sizes: what was measured best."""
+    sizes = sizes or program_sizes(num_heads // num_kv_heads, num_rows)
+    device, in_shares = context_lens.device, sizes.order == "in shares"
+    programs = max(num_kv_heads, sizes.programs_per_sm * _num_sms(device))
     most_items = num_rows + triton.cdiv(programs, num_kv_heads)
     items = torch.empty((5, most_items), dtype=torch.int32, device=device)
+    spans = torch.empty((2, programs // num_kv_heads), dtype=torch.int32, device=device)
     arrived = torch.empty((num_rows, num_kv_heads), dtype=torch.int32, device=device)
     partial_out = torch.empty((most_items, num_heads, head_dim), dtype=torch.float32, device=device)
     partial_max, partial_sum = torch.empty((2, most_items, num_heads), dtype=torch.float32, device=device)
     _plan_kernel[(1,)](
-        context_lens, context_lens if prefixes is None else prefixes.lens, items, arrived, num_rows, most_items,
-        KV_HEADS=num_kv_heads, PROGRAMS=programs, TILE=TILE, ROWS=triton.next_power_of_2(num_rows),
-        HAS_SHARED=prefixes is not None, num_warps=4,
+        context_lens, context_lens if prefixes is None else prefixes.lens, items, spans, arrived, num_rows, most_items,
+        KV_HEADS=num_kv_heads, PROGRAMS=programs, TILE=sizes.tile, ROWS=triton.next_power_of_2(num_rows),
+        HAS_SHARED=prefixes is not None, IN_SHARES=in_shares, LONGEST_FIRST=sizes.order == "longest first", num_warps=4,
     )  # fmt: skip
     shared = None if prefixes is None else _shared_work(prefixes, num_rows, num_heads, num_kv_heads, head_dim)
-    return DecodeWork(items, arrived, partial_out, partial_max, partial_sum, shared)
+    return DecodeWork(
+        sizes, items, spans if in_shares else None, arrived, partial_out, partial_max, partial_sum, shared
+    )
 
 
 def _shared_work(

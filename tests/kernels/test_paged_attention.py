@@ -5,8 +5,17 @@ from types import ModuleType
 import pytest
 import torch
 
-from kernels.paged_attention import QUERY_TILE, kernel, query_tiles, reference
+from kernels.paged_attention import (
+    QUERY_TILE,
+    DecodeWork,
+    Order,
+    ProgramSizes,
+    kernel,
+    query_tiles,
+    reference,
+)
 from kernels.paged_attention.decode import decode_attention
+from kernels.paged_attention.plan import plan_decode
 from kernels.paged_attention.prefill import prefill_attention
 from tests.support.attention_batch import AttentionBatch, Shape, assert_attends, attention_batch, planned
 
@@ -28,6 +37,9 @@ BATCHES: list[tuple[list[int], list[tuple[int, int]]]] = [
     ([], [(2, 50), (1, 1), (3, 90)]),
 ]
 IMPLEMENTATIONS = [reference, kernel]
+ORDERS: list[Order] = ["as they come", "longest first", "in shares"]
+TILE = 32
+LENGTHS = [[70, 0, 200, 64, 1, 0, 0, 130], [1], [32] * 20, [900, 1, 1, 1], list(range(0, 600, 5))]
 
 
 def attend(
@@ -47,6 +59,27 @@ def attend(
         batch.q, batch.k_cache, batch.v_cache, plan, batch.scale, window
     )
     return found
+
+
+def decoded(
+    batch: AttentionBatch, shape: Shape, sizes: ProgramSizes, window: int | None = None
+) -> torch.Tensor:
+    """Attention of rows that decode, by programs of these sizes; twice, as two layers do it with one plan."""
+    rows, lens = batch.num_decoding, batch.context_lens
+    work = plan_decode(lens, rows, shape.heads, shape.kv_heads, shape.head_dim, sizes=sizes)
+    for _ in range(2):
+        out = torch.full_like(batch.q, float("nan"))
+        decode_attention(
+            batch.q, batch.k_cache, batch.v_cache, batch.block_tables, lens, work, out, batch.scale, window
+        )
+    return out
+
+
+def work_of(lengths: list[int], order: Order) -> DecodeWork:
+    """Of rows of these lengths, with two KV heads."""
+    sizes = ProgramSizes(TILE, num_warps=4, num_stages=2, programs_per_sm=3, order=order)
+    lens = torch.tensor(lengths, dtype=torch.int32, device=DEVICE)
+    return plan_decode(lens, len(lengths), 4, 2, 64, sizes=sizes)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=["reference", "kernel"])
@@ -77,25 +110,64 @@ def test_long_contexts_are_split_and_merged_with_short_ones_beside_them(window: 
         assert_attends(found, batch, 2e-5)
 
 
-@pytest.mark.parametrize("block_size", [16, 128, 256])
+@pytest.mark.parametrize("block_size", [16, 128])
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("num_stages", [2, 3])
 @pytest.mark.parametrize("tile", [32, 64, 128])
-def test_tiles_larger_than_what_items_begin_at_multiples_of(
-    tile: int, num_stages: int, block_size: int
+def test_tiles_that_are_a_part_of_a_block_or_several(
+    tile: int, num_stages: int, order: Order, block_size: int
 ) -> None:
-    """A tile may begin in the middle of a block that could hold it whole; it may be looked up ahead or not."""
+    """They may be looked up ahead or not."""
+    sizes = ProgramSizes(tile, num_warps=4, num_stages=num_stages, programs_per_sm=3, order=order)
     shape = Shape(4, 2, 64, block_size)
-    lengths = [150, 3, 700]
-    batch = attention_batch(shape, lengths, [], device=DEVICE)
-    tables, lens = batch.block_tables, batch.context_lens
-    plan = planned(kernel, tables, lens, len(lengths), None, 4, 2, 64)
-    assert plan.decode is not None
-    out = torch.full_like(batch.q, float("nan"))
-    decode_attention(
-        batch.q, batch.k_cache, batch.v_cache, tables, lens, plan.decode, out, batch.scale, None,
-        tile=tile, num_stages=num_stages,
-    )  # fmt: skip
-    assert_attends(out, batch, 2e-5)
+    batch = attention_batch(shape, [150, 3, 700], [], device=DEVICE)
+    assert_attends(decoded(batch, shape, sizes), batch, 2e-5)
+
+
+@pytest.mark.parametrize("window", [None, 70])
+@pytest.mark.parametrize("programs", [1, 2, 5])
+def test_rows_are_shared_out_among_programs(programs: int, window: int | None) -> None:
+    """Shares begin and end within rows and at their ends, hold many rows or a part of one; some rows are empty."""
+    shape = Shape(4, 2, 64, 16)
+    for lengths in ([70, 0, 200, 64, 1, 0, 0, 130], [0, 0, 5], [64] * 9, [300, 20, 20, 20, 700, 0], [0]):
+        batch = attention_batch(shape, lengths, [], window=window, device=DEVICE)
+        sizes = ProgramSizes(32, num_warps=4, num_stages=2, programs_per_sm=programs, order="in shares")
+        assert_attends(decoded(batch, shape, sizes, window), batch, 2e-5)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_items_cover_every_token_once(lengths: list[int], order: Order) -> None:
+    work = work_of(lengths, order)
+    rows, starts, ends, first_items, counts = work.items.tolist()
+    seen: list[list[int]] = [[] for _ in lengths]
+    for item in range(len(rows)):
+        if starts[item] < ends[item]:
+            assert first_items[item] <= item < first_items[item] + counts[item]
+            seen[rows[item]] += range(starts[item], ends[item])
+    assert seen == [list(range(length)) for length in lengths]
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_shares_are_equal_and_hold_every_item_once(lengths: list[int]) -> None:
+    work = work_of(lengths, "in shares")
+    assert work.spans is not None
+    _, starts, ends, _, _ = work.items.tolist()
+    shares, held = [], []
+    for first, end in zip(*work.spans.tolist(), strict=True):
+        items = [item for item in range(first, end) if starts[item] < ends[item]]
+        shares.append(sum(-(-(ends[item] - starts[item]) // TILE) for item in items))
+        held += items
+    assert held == [item for item, start in enumerate(starts) if start < ends[item]]
+    total = sum(-(-length // TILE) for length in lengths)
+    share = -(-total // len(shares))
+    assert shares == [min(share, max(0, total - share * number)) for number in range(len(shares))]
+
+
+def test_rows_with_most_tokens_come_first() -> None:
+    work = work_of(LENGTHS[-1], "longest first")
+    firsts = [row for row, start, end in zip(*work.items.tolist()[:3], strict=True) if start == 0 < end]
+    assert firsts == list(range(len(LENGTHS[-1]) - 1, 0, -1))
 
 
 @pytest.mark.parametrize("block_size", [16, 128])
@@ -150,7 +222,7 @@ def test_shapes_of_models_on_the_gpu(block_size: int, head_dim: int, group: int,
 @pytest.mark.gpu
 def test_every_number_of_rows_on_the_gpu() -> None:
     shape = Shape(8, 2, 128, 16)
-    for num_rows in (1, 2, 3, 64, 255, 512, 1024):
+    for num_rows in (1, 2, 3, 33, 64, 130, 150, 255, 512, 1024):
         lengths = torch.randint(0, 700, (num_rows,)).tolist()
         batch = attention_batch(shape, lengths, [], dtype=torch.bfloat16, device="cuda")
         assert_attends(attend(kernel, batch, shape, None), batch, 2e-2)

@@ -23,7 +23,8 @@ from kernels import pdl
 from kernels.kv_scales import FP8, KvScales
 from kernels.linear import kernel as linear
 from kernels.linear.choice import Tiles, choose
-from kernels.paged_attention import AttentionPlan, DecodeWork, decode, hopper, prefill
+from kernels.paged_attention import AttentionPlan, DecodeWork, ProgramSizes, decode, hopper, prefill
+from kernels.paged_attention.plan import program_sizes
 from kernels.rope_attention import Rotation
 from kernels.rope_attention import decode as rope_decode
 from tests.support.attention_batch import chunks_of
@@ -31,6 +32,7 @@ from tests.support.attention_batch import chunks_of
 _HOPPER = GPUTarget("cuda", 90, 32)
 _OPTIONS = ("num_warps", "launch_pdl", "maxnreg")
 _KV_HEADS = 2
+_SIZES = program_sizes(4, 8)
 _TYPES = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
@@ -87,12 +89,13 @@ def scales_for(cache: torch.dtype) -> KvScales | None:
     return KvScales(torch.ones(_KV_HEADS), torch.ones(_KV_HEADS)) if cache is FP8 else None
 
 
-def decoding(q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, DecodeWork]:
+def decoding(q: torch.Tensor, sizes: ProgramSizes = _SIZES) -> tuple[torch.Tensor, torch.Tensor, DecodeWork]:
     """Block tables, context lengths and work of 8 rows."""
     tables, lens = torch.zeros(8, 16, dtype=torch.int32), torch.zeros(8, dtype=torch.int32)
     sums = torch.empty(16, q.shape[1])
+    spans = torch.empty(2, 99, dtype=torch.int32) if sizes.order == "in shares" else None
     work = DecodeWork(
-        torch.empty(5, 16, dtype=torch.int32), torch.empty(8, _KV_HEADS, dtype=torch.int32),
+        sizes, torch.empty(5, 16, dtype=torch.int32), spans, torch.empty(8, _KV_HEADS, dtype=torch.int32),
         torch.empty(16, *q.shape[1:]), sums, sums,
     )  # fmt: skip
     return tables, lens, work
@@ -114,12 +117,12 @@ def compile_rope_decode(tensors: list[Any], *, with_norm: bool) -> int:
     return kernel.shared
 
 
-def compile_decode(tensors: list[Any], **options: int) -> int:
+def compile_decode(tensors: list[Any], sizes: ProgramSizes = _SIZES) -> int:
     """Bytes of shared memory."""
     q, k, v = tensors
-    tables, lens, work = decoding(q)
+    tables, lens, work = decoding(q, sizes)
     with mock.patch.object(decode, "_decode_kernel", Recorder(decode._decode_kernel)) as recorder:
-        decode.decode_attention(q, k, v, tables, lens, work, q, 0.1, None, scales_for(k.dtype), **options)
+        decode.decode_attention(q, k, v, tables, lens, work, q, 0.1, None, scales_for(k.dtype))
     return recorder.shared
 
 
@@ -173,7 +176,8 @@ def launches() -> dict[str, Callable[[], int]]:
             tensors = inputs(bfloat16, 128, 4, block_size, cache)
             name = f"{cache} block {block_size}"
             found[f"rope decode {name}"] = partial(compile_rope_decode, tensors, with_norm=block_size == 16)
-            found[f"decode {name}"] = lambda tensors=tensors: compile_decode(tensors)  # type: ignore[misc]
+            found[f"decode {name}"] = partial(compile_decode, tensors)
+            found[f"decode in shares {name}"] = partial(compile_decode, tensors, program_sizes(4, 64))
             found[f"short {name}"] = lambda tensors=tensors: compile_prefill(tensors, [9, 30])  # type: ignore[misc]
             found[f"long {name}"] = lambda tensors=tensors: compile_prefill(tensors, [1024])  # type: ignore[misc]
     for dtype, head_dim, block_size in ((bfloat16, 128, 16), (torch.float16, 64, 128)):
@@ -193,7 +197,7 @@ def launches() -> dict[str, Callable[[], int]]:
                     )
     tensors = inputs(bfloat16, 128, 4, 16, bfloat16)
     for stages in (2, 3, 4):
-        found[f"stages {stages}"] = lambda stages=stages: compile_decode(tensors, num_stages=stages)  # type: ignore[misc]
+        found[f"stages {stages}"] = partial(compile_decode, tensors, _SIZES._replace(num_stages=stages))
     return found
 
 
