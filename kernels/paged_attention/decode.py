@@ -310,7 +310,7 @@ def launch_options(
     if dim_pad * q.element_size() > 256:
         # Two warps do not have the registers for wide heads, nor the shared memory the room for many tiles of them.
         num_warps, num_stages = 4, 2
-    elif order == "in shares":
+    elif order != "as they come":
         # All programs of the plan are to run at once.
         warps_per_quarter = triton.cdiv(programs_per_sm * num_warps, 4)
         limit["maxnreg"] = _QUARTER_REGISTERS // warps_per_quarter // 8 * 8
