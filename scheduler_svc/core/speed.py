@@ -6,6 +6,8 @@ _SMOOTHING = 0.2
 # Steps with prompts and steps without alternate, and differ: what a row waits for is the mean of many.
 _SLOW_SMOOTHING = 0.02
 _RATE_WINDOW_S = 1.0
+# Prompt positions that take about as long as the weights' reading, on most devices: fewer are counted as less.
+_TELLING_TOKENS = 256
 # So many times its steps' own time a command takes if it is not the steps that set it.
 _OVERHEAD_BOUND = 1.2
 _COMMAND_SMOOTHING, _COMMAND_DECAY = 0.5, 0.99
@@ -44,12 +46,14 @@ class Speed:
             if decode_steps and result.rows:
                 self.decode_step_s = _smooth(self.decode_step_s, result.step_s / decode_steps)
             return
-        # A step takes at least what its prompts alone would, and at most as long as its prompts and its decoding
-        # one after the other. Short chunks, which hide behind the weights' reading, leave these bounds far apart.
-        least = max(0.0, result.step_s - decode_steps * self.decode_step_s) / prefill_tokens
+        # A step takes at least what its prompts alone would, and at most as long as its prompts and a step that decodes
+        # one after the other. Short chunks, which hide behind the weights' reading, leave these bounds far apart; the
+        # rest of a prompt of which nearly all is cached says next to nothing.
+        least = max(0.0, result.step_s - max(1, decode_steps) * self.decode_step_s) / prefill_tokens
         most = result.step_s / prefill_tokens
         known = self.prefill_token_s or (least + most) / 2
-        self.prefill_token_s = _smooth(known, min(max(known, least), most))
+        weight = min(1.0, prefill_tokens / _TELLING_TOKENS)
+        self.prefill_token_s = _smooth(known, min(max(known, least), most), weight * _SMOOTHING)
 
     def note_interval(self, interval_s: float, step_s: float) -> None:
         """Two results came one after the other, with commands in flight all the while; the later one's took step_s.

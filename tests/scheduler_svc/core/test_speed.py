@@ -2,6 +2,7 @@
 
 import pytest
 
+from quire.v1 import worker_pb2
 from scheduler_svc.core.chunking import decode_burst
 from scheduler_svc.core.speed import Speed
 
@@ -63,6 +64,27 @@ def test_long_steps_say_nothing_of_it() -> None:
     answer(speed, overhead_s=0.001, step_s=0.014)
     assert speed.command_s == 0.0
     assert answer(speed, overhead_s=0.0002, step_s=0.0006)[1] == 1
+
+
+def test_the_rest_of_a_cached_prompt_does_not_pass_for_a_slow_prompt() -> None:
+    """Sixteen positions take as long as a step takes anyway: after them, chunks are as long as before."""
+    speed = Speed()
+    for _ in range(50):
+        speed.note_step(worker_pb2.StepResult(step_s=0.0043, rows=b"\0\0\0\0"), 1, 0)
+        speed.note_step(worker_pb2.StepResult(step_s=0.0131, rows=b"\0\0\0\0"), 1, 512)
+    known = speed.prefill_token_s
+    assert 17e-6 < known < 26e-6
+    for decode_steps in (0, 1, 0):
+        speed.note_step(worker_pb2.StepResult(step_s=0.0055, rows=b"\0\0\0\0"), decode_steps, 16)
+    assert speed.prefill_token_s < 1.2 * known
+
+
+def test_short_prompts_alone_are_told_by_in_time() -> None:
+    """They are all that there is to go by: a device that got three times as slow is known after some of them."""
+    speed = Speed()
+    for step_s in [0.004] * 20 + [0.012] * 120:
+        speed.note_step(worker_pb2.StepResult(step_s=step_s), 0, 64)
+    assert speed.prefill_token_s > 0.9 * 0.012 / 64
 
 
 def test_another_process_is_measured_anew() -> None:
