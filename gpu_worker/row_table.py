@@ -40,6 +40,11 @@ class RowTable:
         self._block_refs = np.zeros(num_blocks, np.int32)
         self.version = 0
         """Another one whenever rows have come or gone."""
+        self.num_used = 0
+        """Rows in use."""
+        # Kept while it holds: with arrays of all rows, which are longer, every command would be slower, and numpy would
+        # let other threads in between each two of them.
+        self._running: NDArray[np.int64] | None = None
 
     # -- rows come and go
 
@@ -52,6 +57,8 @@ class RowTable:
     def remove(self, row: int) -> None:
         """Free a row."""
         self.version += 1
+        self.num_used -= 1
+        self._running = None
         self.used[row] = self.decoding[row] = self.failed[row] = False
         self._tokens.pop(row, None)
         np.subtract.at(self._block_refs, self._block_table[row, : self.num_blocks[row]], 1)
@@ -92,6 +99,8 @@ class RowTable:
     def add(self, added: worker_pb2.RowAdd) -> None:
         """Take a row for a sequence."""
         self.version += 1
+        self.num_used += 1
+        self._running = None
         row = added.row
         self.used[row], self.decoding[row], self.failed[row] = True, False, False
         self.epochs[row] = added.epoch
@@ -107,6 +116,7 @@ class RowTable:
     def fail(self, row: int) -> None:
         """The row computes nothing more, until it is removed."""
         self.failed[row] = True
+        self._running = None
 
     def clear(self) -> None:
         """Remove every row."""
@@ -122,7 +132,7 @@ class RowTable:
         if (
             len(rows) != len(counts)
             or int(counts.sum()) != num_block_ids
-            or len(np.unique(rows)) != len(rows)
+            or len(set(rows.tolist())) != len(rows)
         ):
             raise InvalidRequest("append: the columns disagree, or name a row twice")
         known = rows[rows < self.max_rows]
@@ -192,13 +202,17 @@ class RowTable:
 
     def check_decode(self, decode_steps: int, ending: list[int]) -> None:
         """Every row that decodes has blocks for `decode_steps` steps; `ending` finish their prompt in the first."""
-        steps = np.where(self.decoding, decode_steps, 0)
-        steps[ending] = max(1, decode_steps)
-        tokens = np.minimum(self.num_issued + steps, self._max_total)
-        short = (steps > 0) & ~self.failed & (tokens - 1 > self.num_blocks * self.block_size)
-        if short.any():
-            row = int(np.flatnonzero(short)[0])
-            raise InvalidRequest(f"decode: row {row} has no block for its token {int(tokens[row]) - 2}")
+        if decode_steps:
+            self._check_room(self._running_rows(), decode_steps)
+        starting = [row for row in ending if not self.failed[row]]
+        self._check_room(np.array(starting, np.int64), max(1, decode_steps))
+
+    def _check_room(self, rows: NDArray[np.int64], num_steps: int) -> None:
+        tokens = np.minimum(self.num_issued[rows] + num_steps, self._max_total[rows])
+        short = np.flatnonzero(tokens - 1 > self.num_blocks[rows] * self.block_size)
+        if len(short):
+            row, token = int(rows[short[0]]), int(tokens[short[0]]) - 2
+            raise InvalidRequest(f"decode: row {row} has no block for its token {token}")
 
     def prompt_ends(self, row: int, count: int) -> bool:
         """Whether the next `count` prompt tokens of a row are its last."""
@@ -213,20 +227,23 @@ class RowTable:
             return tokens[start : start + count], start, False
         del self._tokens[row]
         self.decoding[row] = True
+        self._running = None
         return tokens[start:], start, True
 
     def decoding_rows(self) -> NDArray[np.int64]:
         """Rows that take part in the next decode step, unless they are done: past their prompt, with room."""
-        return np.flatnonzero(self.used & self.decoding & ~self.failed & (self.num_issued < self._max_total))
+        rows = self._running_rows()
+        return rows[self.num_issued[rows] < self._max_total[rows]]
+
+    def _running_rows(self) -> NDArray[np.int64]:
+        """Rows past their prompt that did not fail, ascending."""
+        if self._running is None:
+            self._running = np.flatnonzero(self.decoding & ~self.failed)
+        return self._running
 
     def count_issued(self, rows: NDArray[np.int64], num_steps: int) -> None:
         """Each of `rows` gets a token from each of the steps that are run now, as long as it has room."""
         self.num_issued[rows] = np.minimum(self.num_issued[rows] + num_steps, self._max_total[rows])
-
-    @property
-    def num_used(self) -> int:
-        """Rows in use."""
-        return int(self.used.sum())
 
     @property
     def num_blocks_used(self) -> int:

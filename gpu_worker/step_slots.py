@@ -7,9 +7,8 @@ buffers are read in place.
 
 import queue
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -26,21 +25,25 @@ _TORCH_DTYPES = {
 
 
 class StepStreams:
-    """The streams beside the one that computes; none on a CPU."""
+    """The stream that computes, which is the current one, and those beside it; none on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.is_cuda = device.type == "cuda"
-        self.upload = torch.cuda.Stream(device) if self.is_cuda else None  # type: ignore[no-untyped-call]
-        self.download = torch.cuda.Stream(device) if self.is_cuda else None  # type: ignore[no-untyped-call]
+        if self.is_cuda:
+            self.compute = torch.cuda.current_stream(device)
+            self.upload = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self.download = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def on_upload(self) -> Any:
-        """Context in which work is queued on the upload stream."""
-        return torch.cuda.stream(self.upload) if self.is_cuda else nullcontext()
-
-    def on_download(self) -> Any:
-        """Context in which work is queued on the download stream."""
-        return torch.cuda.stream(self.download) if self.is_cuda else nullcontext()
+    @contextmanager
+    def on(self, stream: torch.cuda.Stream) -> Iterator[None]:
+        """Context in which work is queued on one of the streams beside."""
+        # Not `torch.cuda.stream`, nor events without a stream: these ask for the devices each time.
+        torch.cuda.set_stream(stream)
+        try:
+            yield
+        finally:
+            torch.cuda.set_stream(self.compute)
 
 
 class StepSlot:
@@ -73,10 +76,10 @@ class StepSlot:
             place = target[offsets[name] : offsets[name] + array.nbytes].view(array.dtype)
             place.reshape(array.shape)[...] = array
         if self._streams.is_cuda:
-            with self._streams.on_upload():
+            with self._streams.on(self._streams.upload):
                 self._device[:size].copy_(self._host[:size], non_blocking=True)
-                self._uploaded.record()
-            torch.cuda.current_stream().wait_event(self._uploaded)
+            self._uploaded.record(self._streams.upload)
+            self._uploaded.wait(self._streams.compute)
         return {
             name: self._device[offsets[name] : offsets[name] + array.nbytes]
             .view(_TORCH_DTYPES[array.dtype])
@@ -92,14 +95,14 @@ class StepSlot:
         self._device = self._host
         if self._streams.is_cuda:
             # Memory of the stream that writes it first: the other stream's allocator may hand out what is still read.
-            with self._streams.on_upload():
+            with self._streams.on(self._streams.upload):
                 self._device = torch.empty(capacity, dtype=torch.uint8, device=self._streams.device)
 
     def start(self) -> None:
         """The command's work begins here."""
         self._cpu_started = time.perf_counter()
         if self._streams.is_cuda:
-            self._started.record()
+            self._started.record(self._streams.compute)
 
     def finish(self, num_steps: int, others: list[torch.Tensor]) -> list[torch.Tensor]:
         """The command's work ends here: results of `num_steps`, and `others`, which are returned, go to the host."""
@@ -107,14 +110,14 @@ class StepSlot:
             self._host_results[:num_steps] = self._results[:num_steps]
             self._cpu_s = time.perf_counter() - self._cpu_started
             return others
-        self._finished.record()
-        with self._streams.on_download():
-            torch.cuda.current_stream().wait_event(self._finished)
+        self._finished.record(self._streams.compute)
+        self._finished.wait(self._streams.download)
+        with self._streams.on(self._streams.download):
             self._host_results[:num_steps].copy_(self._results[:num_steps], non_blocking=True)
             found = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in others]
             for target, tensor in zip(found, others, strict=True):
                 target.copy_(tensor, non_blocking=True)
-            self._downloaded.record()
+        self._downloaded.record(self._streams.download)
         return found
 
     def wait(self) -> tuple[NDArray[np.int32], float]:

@@ -25,7 +25,9 @@ def program_sizes(group: int, num_rows: int) -> ProgramSizes:
     """What was measured best for so many query heads per KV head, and rows (docs/performance.md)."""
     is_narrow = group <= 4
     if num_rows >= (144 if is_narrow else 112):
-        return ProgramSizes(tile=32, num_warps=2, num_stages=2, programs_per_sm=8 if is_narrow else 6, order="longest first")
+        return ProgramSizes(
+            tile=32, num_warps=2, num_stages=2, programs_per_sm=8 if is_narrow else 6, order="longest first"
+        )
     if num_rows >= (32 if is_narrow else 40) and group <= 8:
         return ProgramSizes(tile=32, num_warps=2, num_stages=2, programs_per_sm=6, order="in shares")
     return ProgramSizes(tile=64, num_warps=2, num_stages=2, programs_per_sm=4 if is_narrow else 3)
