@@ -37,7 +37,7 @@ class AdoptedBlock(NamedTuple):
 async def blocks_to_attach(
     scheduler: Scheduler,
     worker: str,
-    index: PrefixIndex,
+    index: PrefixIndex | None,
     stub: "worker_pb2_grpc.WorkerAsyncStub",
     description: worker_pb2.WorkerDescription,
 ) -> list[AdoptedBlock]:
@@ -47,7 +47,7 @@ async def blocks_to_attach(
     """
     replica = scheduler.replicas.get(worker)
     if replica is None or replica.description.worker_epoch != description.worker_epoch:
-        return await confirmed_blocks(index, stub, description)
+        return [] if index is None else await confirmed_blocks(index, stub, description)
     left = await blocks_since(replica, stub, description)
     if left is None:
         return []

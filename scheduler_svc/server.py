@@ -71,7 +71,8 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         )
         self._step_loop = StepLoop(
             settings.limits(),
-            self._index,
+            # Kept inside this process it would end with it, and so would the pools that it is a copy of.
+            self._index if settings.redis_url else None,
             self._settlement,
             worker_hang_s=settings.worker_hang_s,
             flight_record_bytes=settings.flight_record_bytes,

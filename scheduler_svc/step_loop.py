@@ -33,6 +33,7 @@ BatchSink = Callable[[scheduler_pb2.TokenBatch], None]
 class StepLoop:
     """Belongs to the event loop's thread; nothing here awaits between an event and what follows from it.
 
+    Without an `index` nobody else learns of the workers' blocks.
     `on_change` is called when a worker came, went, or got on with loading. `on_fault` is called once if the core
     failed: its state cannot be trusted then, and the process has to end.
     """
@@ -40,7 +41,7 @@ class StepLoop:
     def __init__(
         self,
         limits: Limits,
-        index: PrefixIndex,
+        index: PrefixIndex | None,
         settlement: Settlement,
         *,
         worker_hang_s: float,
@@ -186,7 +187,8 @@ class StepLoop:
 
     def unlease(self, worker: str) -> None:
         """Give the link up."""
-        self._index.unfollow(worker)
+        if self._index is not None:
+            self._index.unfollow(worker)
         self._links.pop(worker)
         self._tasks.pop(worker).cancel()
 
@@ -239,7 +241,8 @@ class StepLoop:
         adopted: list[AdoptedBlock],
     ) -> None:
         self.scheduler.attach(worker, description, lease_epoch, time.monotonic(), adopted)
-        self._index.follow(self.scheduler.replicas[worker])
+        if self._index is not None:
+            self._index.follow(self.scheduler.replicas[worker])
         metrics.describe(self.scheduler)
         self._note_change()
         self._pump_soon()

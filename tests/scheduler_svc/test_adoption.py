@@ -64,6 +64,17 @@ def count(counter: str) -> float:
     return float(getattr(metrics, counter)._value.get())
 
 
+async def test_without_a_redis_of_its_own_nothing_is_published_and_prompts_are_found_all_the_same(
+    sockets: Sockets,
+) -> None:
+    """The index would be inside the scheduler, beside the pool of which it is a copy."""
+    before = count("index_entries")
+    async with running_worker(sockets("worker")), ready_scheduler(sockets, "") as service:
+        await ask(service, PROMPT)
+        assert await ask(service, PROMPT) == 96
+    assert count("index_entries") == before
+
+
 async def test_full_blocks_of_committed_tokens_are_published_and_nothing_else(
     sockets: Sockets, redis_server: RedisServer, observer: redis.Redis
 ) -> None:
