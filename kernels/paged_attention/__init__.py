@@ -3,8 +3,8 @@
 A batch is rows that decode, one query each, then chunks of prompts. What all layers of a step have in common is worked
 out once, by `plan_attention`, on the device; its shapes depend on the number of rows alone, so that a CUDA graph can
 hold it. Floor of decode: one read of each row's K and V. Floor of prefill: 4 * heads * d FLOP per (query, visible key)
-pair. Measured on an H200 (`quire bench kernels`): 256 rows of 1,024 tokens 95 % of a copy's rate, 64 rows 82 %; one row
-7 to 8 us, nearly all latency; two prompts of 4,096 tokens 76 to 78 % of the rate of products. Planning takes 2 to 4 us.
+pair. Measured on an H200 (docs/performance.md, 28): 90 % of a copy's rate and more from 340 MB of KV on, 64 rows of 1,024
+tokens 80 to 87 %; one row 7 to 8 us, nearly all latency; two prompts of 4,096 tokens 76 to 78 % of the rate of products.
 """
 
 from collections.abc import Sequence
