@@ -29,12 +29,14 @@ class Speed:
         """Seconds that a command costs worker and scheduler however short its steps are, as last seen."""
         self.releases_per_s = 0.0
         """Rows that come free per second."""
+        self._told = 0.0
+        """Steps of many prompt positions, or as many of few as say as much."""
         self._released = 0
         self._since: float | None = None
 
     def forget_steps(self) -> None:
         """Another process answers now."""
-        self.decode_step_s = self.token_s = self.prefill_token_s = self.command_s = 0.0
+        self.decode_step_s = self.token_s = self.prefill_token_s = self.command_s = self._told = 0.0
 
     def note_step(self, result: worker_pb2.StepResult, decode_steps: int, prefill_tokens: int) -> None:
         """A command of so many decode steps and prompt positions has retired."""
@@ -53,7 +55,10 @@ class Speed:
         most = result.step_s / prefill_tokens
         known = self.prefill_token_s or (least + most) / 2
         weight = min(1.0, prefill_tokens / _TELLING_TOKENS)
-        self.prefill_token_s = _smooth(known, min(max(known, least), most), weight * _SMOOTHING)
+        self._told += weight
+        # As long as nothing else has told much, what tells a little counts.
+        smoothing = max(weight * _SMOOTHING, weight / self._told)
+        self.prefill_token_s = _smooth(known, min(max(known, least), most), smoothing)
 
     def note_interval(self, interval_s: float, step_s: float) -> None:
         """Two results came one after the other, with commands in flight all the while; the later one's took step_s.

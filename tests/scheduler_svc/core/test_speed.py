@@ -3,7 +3,7 @@
 import pytest
 
 from quire.v1 import worker_pb2
-from scheduler_svc.core.chunking import decode_burst
+from scheduler_svc.core.chunking import chunk_budget, decode_burst
 from scheduler_svc.core.speed import Speed
 
 
@@ -77,6 +77,20 @@ def test_the_rest_of_a_cached_prompt_does_not_pass_for_a_slow_prompt() -> None:
     for decode_steps in (0, 1, 0):
         speed.note_step(worker_pb2.StepResult(step_s=0.0055, rows=b"\0\0\0\0"), decode_steps, 16)
     assert speed.prefill_token_s < 1.2 * known
+
+
+@pytest.mark.parametrize("first", [5, 16, 512])
+def test_a_first_prompt_of_few_positions_does_not_set_the_length_of_chunks_for_long(first: int) -> None:
+    """4.3 ms a step and 19 us a position: a few chunks after the first prompt, however short, that is known."""
+    speed, step_s, token_s = Speed(), 0.0043, 19e-6
+    speed.note_step(worker_pb2.StepResult(step_s=step_s + first * token_s), 0, first)
+    for _ in range(12):
+        chunk = chunk_budget(
+            8192, step_s=0.05, decode_step_s=speed.decode_step_s, prefill_token_s=speed.prefill_token_s
+        )
+        speed.note_step(worker_pb2.StepResult(step_s=step_s, rows=b"\0\0\0\0"), 1, 0)
+        speed.note_step(worker_pb2.StepResult(step_s=step_s + chunk * token_s, rows=b"\0\0\0\0"), 1, chunk)
+    assert speed.prefill_token_s < 1.5 * token_s
 
 
 def test_short_prompts_alone_are_told_by_in_time() -> None:
