@@ -4,6 +4,9 @@ The core is deterministic, so a copy of its state and the calls made since give 
 (`python -m benchmarks.replay FILE`). Two segments are kept, each a state and the calls after it; when the newer one
 is full the older one goes. A dump holds the prompts of its requests, and reading one runs code, as pickles do: take it
 only from whom you would take a program.
+
+What is kept is tuples of strings, numbers and bytes, which Python's garbage collector lets alone: hundreds of thousands
+of messages would hold every collection up, and with it the steps, by a tenth of a second.
 """
 
 import os
@@ -14,7 +17,9 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
+from google.protobuf.descriptor_pool import Default
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
 from quire.errors import QuireError
 from quire.v1 import worker_pb2
@@ -23,8 +28,8 @@ from scheduler_svc.core.routing import Route, cheapest
 from scheduler_svc.core.scheduler import Scheduler
 
 # Another one whenever the core's state has other attributes: what is read would break in the middle of a call.
-FORMAT = 4
-# A call's tuple, names and numbers, beside its messages.
+FORMAT = 5
+# A call's tuples, names and numbers, beside its messages.
 _CALL_BYTES = 300
 # A block that is adopted: its hash and numbers.
 _ADOPTED_BYTES = 200
@@ -44,13 +49,36 @@ class Call:
     """Of `schedule`, the command; of any call that was refused, the error's name."""
 
 
+_Kept = tuple[Any, ...]
+"""A call as it is kept, flat: method, keywords or None, outcome, arguments."""
+
+
 @dataclass(slots=True)
 class Segment:
     """A state of the core, pickled, and the calls since."""
 
     state: bytes
-    calls: list[Call] = field(default_factory=list)
+    calls: list[_Kept] = field(default_factory=list)
     num_bytes: int = 0
+
+
+def _packed(value: Any) -> Any:
+    """A message as its type's name, a zero and its bytes; anything else, which never is bytes, as it is."""
+    if not isinstance(value, Message):
+        return value
+    return value.DESCRIPTOR.full_name.encode() + b"\0" + value.SerializeToString()
+
+
+def _unpacked(value: Any) -> Any:
+    if not isinstance(value, bytes):
+        return value
+    name, _, content = value.partition(b"\0")
+    return GetMessageClass(Default().FindMessageTypeByName(name.decode())).FromString(content)
+
+
+def _unpacked_call(kept: _Kept) -> Call:
+    method, keywords, outcome, *arguments = kept
+    return Call(method, tuple(map(_unpacked, arguments)), keywords or {}, _unpacked(outcome))
 
 
 def _recorded(method: Callable[Concatenate[Scheduler, P], R]) -> Callable[Concatenate[Any, P], R]:
@@ -62,18 +90,21 @@ def _recorded(method: Callable[Concatenate[Scheduler, P], R]) -> Callable[Concat
     def recorded(scheduler: Any, *arguments: P.args, **keywords: P.kwargs) -> R:
         if scheduler.is_inside:
             return getattr(Scheduler, name)(scheduler, *arguments, **keywords)  # type: ignore[no-any-return]
-        call = scheduler.note(name, arguments, keywords)
+        kept = [_packed(argument) for argument in arguments]
+        scheduler.make_room()
         scheduler.is_inside = True
+        outcome: Any = None
         try:
             result: R = getattr(Scheduler, name)(scheduler, *arguments, **keywords)
+            if isinstance(result, worker_pb2.StepCommand):
+                outcome = _packed(result)
+            return result
         except QuireError as error:
-            call.outcome = type(error).__name__
+            outcome = type(error).__name__
             raise
         finally:
             scheduler.is_inside = False
-        if isinstance(result, worker_pb2.StepCommand):
-            call.outcome = result
-        return result
+            scheduler.keep_call(name, kept, keywords or None, outcome)
 
     # It is called as the method is, whatever `wraps` makes of its first argument's name.
     return cast("Callable[Concatenate[Any, P], R]", recorded)
@@ -102,22 +133,25 @@ class RecordedScheduler(Scheduler):
             calls += self._newer.calls
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
-            pickle.dump({"format": FORMAT, "state": segment.state, "calls": calls}, file)
+            content = {"format": FORMAT, "state": segment.state, "calls": list(map(_unpacked_call, calls))}
+            pickle.dump(content, file)
         return len(calls)
 
-    def note(self, method: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Call:
-        """Keep a call that is about to be made."""
-        call = Call(method, arguments, keywords)
+    def make_room(self) -> None:
+        """Begin another segment where the newer one is full; before a call, whose outcome its state must not know."""
         if self._newer is None or self._is_full(self._newer):
             self._older, self._newer = self._newer, Segment(self._state())
-        self._newer.calls.append(call)
+
+    def keep_call(self, method: str, arguments: list[Any], keywords: Any, outcome: Any) -> None:
+        """Keep a call that was made, or that failed."""
+        assert self._newer is not None
+        self._newer.calls.append((method, keywords, outcome, *arguments))
         self._newer.num_bytes += _CALL_BYTES
-        for part in arguments:
-            if isinstance(part, Message):
-                self._newer.num_bytes += part.ByteSize()
+        for part in (*arguments, outcome):
+            if isinstance(part, bytes):
+                self._newer.num_bytes += len(part)
             elif isinstance(part, list):
                 self._newer.num_bytes += _ADOPTED_BYTES * len(part)
-        return call
 
     def _is_full(self, segment: Segment) -> bool:
         # Copying the state takes a while, so it is done in a quiet moment if one comes in time.

@@ -1,5 +1,6 @@
 """The flight recorder: what it keeps gives the same commands again, and it is bounded."""
 
+import gc
 import pickle
 import stat
 from pathlib import Path
@@ -63,6 +64,22 @@ def test_a_replay_gives_every_command_again(tmp_path: Path) -> None:
     found = replay(tmp_path / "record")
     assert (found.num_commands, found.first_difference) == (sent, "")
     assert stat.S_IMODE((tmp_path / "record").stat().st_mode) == 0o600
+
+
+def test_what_is_kept_is_nothing_to_the_garbage_collector() -> None:
+    """Walking as many objects as a full recorder holds would stand between two steps."""
+    scheduler = RecordedScheduler(Limits(), max_bytes=1 << 24)
+    gc.collect()
+    before = len(gc.get_objects())
+    scheduler.attach("w", described(), 1, 0.0)
+    calls = 2000
+    for number in range(calls):
+        with pytest.raises(InvalidRequest):
+            scheduler.add(
+                1, number, scheduler_pb2.TokenRequest(request_id=str(number)), number, 0.001 * number
+            )
+    gc.collect()
+    assert len(gc.get_objects()) - before < calls / 2
 
 
 def test_a_refused_request_is_refused_again(tmp_path: Path) -> None:
