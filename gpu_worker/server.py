@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,12 @@ _MAX_LEASE_EPOCH = 2**64 - 1
 class WorkerServicer(worker_pb2_grpc.WorkerServicer):
     """The service and the process around it: listens at once, loads in a thread, then runs what it is told."""
 
-    def __init__(self, settings: WorkerSettings, shutdown: Shutdown) -> None:
+    def __init__(
+        self, settings: WorkerSettings, shutdown: Shutdown, *, on_loaded: Callable[[], None] | None = None
+    ) -> None:
         self._settings = settings
         self._shutdown = shutdown
+        self._on_loaded = on_loaded
         self.rpc = RpcServer(settings.listen)
         worker_pb2_grpc.add_WorkerServicer_to_server(self, self.rpc.server)
         self._epoch = int.from_bytes(os.urandom(8), "little") | 1
@@ -86,6 +89,8 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         try:
             loaded = await asyncio.to_thread(load, self._settings, self._epoch, self._on_progress)
             self._become_ready(loaded, time.monotonic() - started)
+            if self._on_loaded is not None:
+                self._on_loaded()
         except QuireError as error:
             self._shutdown.fail(error.message)
             return

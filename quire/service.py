@@ -82,6 +82,12 @@ class Shutdown:
         await self._immediate.wait()
 
 
+def freeze_heap() -> None:
+    """What exists now lives until the end: the garbage collector need not walk it on every run."""
+    gc.collect()
+    gc.freeze()
+
+
 async def end_tasks(tasks: Iterable[asyncio.Task[None]]) -> None:
     """Cancel, and return when all have ended; what they raise is dropped.
 
@@ -116,9 +122,7 @@ def run(name: str, settings_type: type[S], build: Callable[[S, Shutdown], Servic
         failure = str(error)
     finally:
         telemetry.shutdown()
-    if failure is not None:
-        print(f"{name}: {failure}", file=sys.stderr)
-    raise SystemExit(0 if failure is None else 1)
+    raise SystemExit(0 if failure is None else f"{name}: {failure}")
 
 
 async def _live(name: str, build: Callable[[S, Shutdown], Service], settings: S) -> str | None:
@@ -130,8 +134,7 @@ async def _live(name: str, build: Callable[[S, Shutdown], Service], settings: S)
     service = build(settings, shutdown)
     try:
         await service.start()
-        # What exists now lives until the end: the collector need not walk it on every run.
-        gc.freeze()
+        freeze_heap()
         log.info("listening", address=settings.listen)
         await shutdown.wait()
         if shutdown.failure is None:

@@ -1,7 +1,7 @@
 """The Tokenizer service: sessions with gateways, calls for outside clients, and the process around them."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -32,9 +32,12 @@ _CHEAP_CHARS = 8192
 class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
     """Listens at once; takes requests when its tokenizer is loaded and the scheduler is ready."""
 
-    def __init__(self, settings: TokenizerSettings, shutdown: Shutdown) -> None:
+    def __init__(
+        self, settings: TokenizerSettings, shutdown: Shutdown, *, on_loaded: Callable[[], None] | None = None
+    ) -> None:
         self._settings = settings
         self._shutdown = shutdown
+        self._on_loaded = on_loaded
         self.rpc = RpcServer(settings.listen)
         tokenizer_pb2_grpc.add_TokenizerServicer_to_server(self, self.rpc.server)
         self._redis = open_redis(settings.redis_url) if settings.redis_url else None
@@ -95,6 +98,8 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
             self._shutdown.fail(f"cannot load the tokenizer of {self._settings.model}: {error}")
             return
         self._generation.use(tokenizer)
+        if self._on_loaded is not None:
+            self._on_loaded()
         await self.rpc.set_serving(True)
         self._announce()
 

@@ -56,6 +56,24 @@ async def worker(
             await service.stop()
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_what_follows_loading_is_done_once_if_the_model_is_there(
+    tmp_path: Path, is_there: bool
+) -> None:
+    calls: list[str] = []
+    fields = {} if is_there else {"model": str(tmp_path / "nowhere")}
+    shutdown = Shutdown()
+    service = WorkerServicer(settings(tmp_path, **fields), shutdown, on_loaded=lambda: calls.append("loaded"))
+    await service.start()
+    async with open_channel(service.rpc.address) as channel:
+        if is_there:
+            await loaded(worker_pb2_grpc.WorkerStub(channel))
+        else:
+            await shutdown.wait()
+    await service.stop()
+    assert calls == ["loaded"] * is_there
+
+
 async def loaded(stub: worker_pb2_grpc.WorkerAsyncStub) -> worker_pb2.WorkerDescription:
     while (await stub.GetStatus(types_pb2.GetStatusRequest())).state != types_pb2.SERVICE_STATE_READY:
         await asyncio.sleep(0.01)

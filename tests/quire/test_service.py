@@ -95,6 +95,20 @@ def test_the_grace_period_bounds_the_drain(tmp_path: Path) -> None:
     assert out.split()[-1] == "stopped"
 
 
+def test_a_frozen_heap_is_nothing_to_the_garbage_collector() -> None:
+    program = """
+import gc
+from quire.service import freeze_heap
+kept, before = [[] for _ in range(10_000)], len(gc.get_objects())
+freeze_heap()
+print(before > 10_000 > 10 * len(gc.get_objects()))
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY, check=True
+    )
+    assert found.stdout == "True\n"
+
+
 @pytest.mark.parametrize(
     ("flags", "status", "line"),
     [
