@@ -121,7 +121,7 @@ def prefill_call(batch: Batch, options: dict[str, Any]) -> Callable[[], object]:
     )  # fmt: skip
 
 
-def decode_options(sweep: bool) -> Iterator[dict[str, int]]:
+def decode_options(sweep: bool) -> Iterator[dict[str, Any]]:
     yield {}
     if sweep:
         for tile, warps, stages in product((32, 64, 128), (2, 4), (2, 3, 4)):

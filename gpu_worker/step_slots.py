@@ -25,7 +25,7 @@ _TORCH_DTYPES = {
 
 
 class StepStreams:
-    """The stream that computes, which is the current one, and those beside it; none on a CPU."""
+    """The stream that computes, the current one of whoever makes this, and those beside it; none on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -37,7 +37,7 @@ class StepStreams:
 
     @contextmanager
     def on(self, stream: torch.cuda.Stream) -> Iterator[None]:
-        """Context in which work is queued on one of the streams beside."""
+        """Context, within that of the stream that computes, in which work is queued on one of those beside."""
         # Not `torch.cuda.stream`, nor events without a stream: these ask for the devices each time.
         torch.cuda.set_stream(stream)
         try:

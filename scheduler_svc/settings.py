@@ -16,7 +16,7 @@ class SchedulerSettings(ServiceSettings):
     listen: str = Field("127.0.0.1:8002", description="address to serve on: host:port, or unix:/path")
     redis_url: str = Field(
         "",
-        description="redis://host:port/db of index, registry, leases and ledger; empty: inside this process",
+        description="redis://host:port/db of index, registry, leases and ledger; empty: in this process, without index",
     )
     advertise: str = Field(
         "",

@@ -3,8 +3,9 @@
 A batch is rows that decode, one query each, then chunks of prompts. What all layers of a step have in common is worked
 out once, by `plan_attention`, on the device; its shapes depend on the number of rows alone, so that a CUDA graph can
 hold it. Floor of decode: one read of each row's K and V. Floor of prefill: 4 * heads * d FLOP per (query, visible key)
-pair. Measured on an H200 (docs/performance.md, 28): 90 % of a copy's rate and more from 340 MB of KV on, 64 rows of 1,024
-tokens 80 to 87 %; one row 7 to 8 us, nearly all latency; two prompts of 4,096 tokens 76 to 78 % of the rate of products.
+pair. Measured on an H200 (docs/performance.md, 28): 90 % of a copy's rate and more from 340 MB of KV on, 64 rows of
+1,024 tokens 80 to 87 %; one row 7 to 8 us, nearly all latency; two prompts of 4,096 tokens 76 to 78 % of the rate of
+products.
 """
 
 from collections.abc import Sequence
@@ -71,7 +72,7 @@ class ProgramSizes(NamedTuple):
     """How an item is attended, and for how many programs at once a plan cuts the work."""
 
     tile: int
-    """KV tokens at a time; items begin at multiples of it."""
+    """KV tokens at a time; items begin at multiples of it, counted from the first token that is the row's own."""
     num_warps: int
     num_stages: int
     programs_per_sm: int

@@ -311,7 +311,7 @@ def launch_options(
         # Two warps do not have the registers for wide heads, nor the shared memory the room for many tiles of them.
         num_warps, num_stages = 4, 2
     elif order != "as they come":
-        # All programs of the plan are to run at once.
+        # All programs of the plan are to run at once. Wide heads need more registers, and take turns.
         warps_per_quarter = triton.cdiv(programs_per_sm * num_warps, 4)
         limit["maxnreg"] = _QUARTER_REGISTERS // warps_per_quarter // 8 * 8
     group_block = triton.next_power_of_2(num_heads // num_kv_heads)

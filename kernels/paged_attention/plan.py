@@ -2,8 +2,8 @@
 """Triton: the work list of decode attention, planned by one program once per step.
 
 A row's KV is cut into items of the same number of tiles, about as many as there are places on the device where a
-program can run. Few rows' items all run at once. Of very many rows those with the longest items begin first, so that
-none is begun last. Between, where whole rows would leave places empty, or take two turns, each place gets an equal
+program can run. Few rows' items all run at once. Of very many rows those with most tokens begin first, so that no long
+one is begun last. Between, where whole rows would leave places empty, or take two turns, each place gets an equal
 share of all rows' tiles: the end of one row, whole ones, the beginning of another (Osama et al., "Stream-K", 2023).
 """
 
@@ -22,7 +22,7 @@ SPLIT_TILE = 64
 
 
 def program_sizes(group: int, num_rows: int) -> ProgramSizes:
-    """What was measured best for so many query heads per KV head, and rows (docs/performance.md)."""
+    """What was measured best for so many query heads per KV head, and rows of unequal lengths (performance.md, 28)."""
     is_narrow = group <= 4
     if num_rows >= (144 if is_narrow else 112):
         return ProgramSizes(

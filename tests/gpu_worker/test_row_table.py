@@ -58,3 +58,31 @@ def test_rows_that_cannot_grow_so_are_refused(counts: dict[int, int], ids: list[
     with pytest.raises(InvalidRequest, match="append"):
         append(table, counts, ids)
     assert table.num_blocks_used == 0
+
+
+def test_a_row_that_ends_its_prompt_needs_blocks_for_what_it_decodes() -> None:
+    """A block of four tokens holds the prompt's one and three more; of the last token no KV is needed."""
+    table = table_with({1: [10], 3: [11]})
+    table.check_decode(4, [1])
+    for decode_steps in (5, 7):
+        with pytest.raises(InvalidRequest, match="row 1 has no block"):
+            table.check_decode(decode_steps, [1])
+    table.fail(1)
+    table.check_decode(5, [1])
+    table.take_chunk(3, 1)
+    with pytest.raises(InvalidRequest, match="row 3 has no block"):
+        table.check_decode(5, [])
+
+
+def test_rows_decode_from_the_end_of_their_prompt_until_they_fail_or_are_removed() -> None:
+    table = table_with({1: [10], 2: [11], 3: [12]})
+    assert table.decoding_rows().tolist() == []
+    for row in (3, 1, 2):
+        table.take_chunk(row, 1)
+    assert table.decoding_rows().tolist() == [1, 2, 3]
+    table.fail(2)
+    assert table.decoding_rows().tolist() == [1, 3]
+    table.remove(1)
+    assert (table.decoding_rows().tolist(), table.num_used) == ([3], 2)
+    table.clear()
+    assert (table.decoding_rows().tolist(), table.num_used) == ([], 0)

@@ -14,3 +14,13 @@ def seeded() -> None:
     """What a test draws does not depend on the tests that ran before it."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=["as they come", "longest first", "in shares"])
+def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Plans of decoding rows are made in this order, by few programs, so that one has several rows."""
+    from kernels.paged_attention import ProgramSizes, plan
+
+    sizes = ProgramSizes(tile=32, num_warps=4, num_stages=2, programs_per_sm=1, order=request.param)
+    monkeypatch.setattr(plan, "program_sizes", lambda group, num_rows: sizes)
+    return str(request.param)

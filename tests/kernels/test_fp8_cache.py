@@ -90,6 +90,12 @@ def test_attention_reads_the_cache_times_its_scales(
     check_attention(implementation, shape, window, torch.float32, 2e-5)
 
 
+@pytest.mark.usefixtures("order")
+def test_scales_count_once_for_each_row_however_the_rows_are_gone_about() -> None:
+    lengths = (37, 0, 300, 5, 64, 130)
+    check_attention(attention_kernel, Shape(4, 2, 64, 16), None, torch.float32, 2e-5, decoding=lengths)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("group", [1, 2, 4, 8, 16])
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])

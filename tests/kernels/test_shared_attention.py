@@ -76,6 +76,15 @@ def test_rows_with_and_without_a_group_attend_to_all_they_see(shape: Shape, toke
     assert_attends(attend(batch, prefixes, shape), batch, 2e-5)
 
 
+@pytest.mark.usefixtures("order")
+def test_what_is_shared_is_attended_to_once_however_the_rows_are_gone_about() -> None:
+    shape = SHAPES[0]
+    lengths = [129, 198, 40, 328, 131, 300, 192, 0, 133]
+    batch = attention_batch(shape, lengths, [], device=DEVICE)
+    batch, prefixes = sharing(batch, [[0, 4, 3], [8, 1]], 128, shape)
+    assert_attends(attend(batch, prefixes, shape), batch, 2e-5)
+
+
 @pytest.mark.parametrize("done", [[0], [0, 1], [0, 1, 2]], ids=str)
 def test_rows_of_a_group_that_are_done_are_left_out(done: list[int]) -> None:
     """The first of a group may be among them, and its block table is nobody's then."""

@@ -64,7 +64,7 @@ def count(counter: str) -> float:
     return float(getattr(metrics, counter)._value.get())
 
 
-async def test_without_a_redis_of_its_own_nothing_is_published_and_prompts_are_found_all_the_same(
+async def test_without_a_redis_url_nothing_is_published_and_prompts_are_found_all_the_same(
     sockets: Sockets,
 ) -> None:
     """The index would be inside the scheduler, beside the pool of which it is a copy."""

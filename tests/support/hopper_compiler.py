@@ -177,7 +177,9 @@ def launches() -> dict[str, Callable[[], int]]:
             name = f"{cache} block {block_size}"
             found[f"rope decode {name}"] = partial(compile_rope_decode, tensors, with_norm=block_size == 16)
             found[f"decode {name}"] = partial(compile_decode, tensors)
-            found[f"decode in shares {name}"] = partial(compile_decode, tensors, program_sizes(4, 64))
+            for rows in (64, 256):
+                sizes = program_sizes(4, rows)
+                found[f"decode {sizes.order} {name}"] = partial(compile_decode, tensors, sizes)
             found[f"short {name}"] = lambda tensors=tensors: compile_prefill(tensors, [9, 30])  # type: ignore[misc]
             found[f"long {name}"] = lambda tensors=tensors: compile_prefill(tensors, [1024])  # type: ignore[misc]
     for dtype, head_dim, block_size in ((bfloat16, 128, 16), (torch.float16, 64, 128)):
