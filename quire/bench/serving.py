@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import secrets
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -183,10 +184,10 @@ async def _item_source(options: ServingOptions, server: RunningServer, vocab_siz
 async def _measure(
     client: HttpClient, load: Load, model: str, server: RunningServer, options: ServingOptions
 ) -> dict[str, Any]:
+    # What an earlier measurement left in the prefix cache is not found by this one, whatever its prompts were.
+    salt = secrets.token_hex(8)
     bodies = [
-        # What an earlier measurement left in the prefix cache is not found by this one.
-        body_of(item, model=model, temperature=options.temperature, cache_salt=f"{options.seed}-{load.name}")
-        for item in load.items
+        body_of(item, model=model, temperature=options.temperature, cache_salt=salt) for item in load.items
     ]
     cpu_before = server.cpu_s()
     exchanges, cost = await offer(client, load, bodies)
