@@ -112,8 +112,7 @@ def test_long_contexts_are_split_and_merged_with_short_ones_beside_them(window: 
 
 @pytest.mark.parametrize("block_size", [16, 128])
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("num_stages", [2, 3])
-@pytest.mark.parametrize("tile", [32, 64, 128])
+@pytest.mark.parametrize(("tile", "num_stages"), [(32, 2), (32, 3), (64, 3), (128, 2)])
 def test_tiles_that_are_a_part_of_a_block_or_several(
     tile: int, num_stages: int, order: Order, block_size: int
 ) -> None:
@@ -125,11 +124,11 @@ def test_tiles_that_are_a_part_of_a_block_or_several(
 
 
 @pytest.mark.parametrize("window", [None, 70])
-@pytest.mark.parametrize("programs", [1, 2, 5])
+@pytest.mark.parametrize("programs", [1, 5])
 def test_rows_are_shared_out_among_programs(programs: int, window: int | None) -> None:
     """Shares begin and end within rows and at their ends, hold many rows or a part of one; some rows are empty."""
     shape = Shape(4, 2, 64, 16)
-    for lengths in ([70, 0, 200, 64, 1, 0, 0, 130], [0, 0, 5], [64] * 9, [300, 20, 20, 20, 700, 0], [0]):
+    for lengths in ([70, 0, 200, 64, 1, 0, 0, 130], [0, 0, 5], [300, 20, 20, 20, 700, 0], [0]):
         batch = attention_batch(shape, lengths, [], window=window, device=DEVICE)
         sizes = ProgramSizes(32, num_warps=4, num_stages=2, programs_per_sm=programs, order="in shares")
         assert_attends(decoded(batch, shape, sizes, window), batch, 2e-5)
