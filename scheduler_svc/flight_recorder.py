@@ -29,7 +29,7 @@ from scheduler_svc.core.scheduler import Scheduler
 
 # Another one whenever the core's state has other attributes: what is read would break in the middle of a call.
 FORMAT = 5
-# A call's tuples, names and numbers, beside its messages.
+# A call's tuple, names and numbers, beside its messages.
 _CALL_BYTES = 300
 # A block that is adopted: its hash and numbers.
 _ADOPTED_BYTES = 200
@@ -82,7 +82,7 @@ def _unpacked_call(kept: _Kept) -> Call:
 
 
 def _recorded(method: Callable[Concatenate[Scheduler, P], R]) -> Callable[Concatenate[Any, P], R]:
-    """The method, each call of which is kept before it is made."""
+    """The method, each call of which is kept: its arguments as they were before, its outcome, or that it failed."""
 
     name = method.__name__
 

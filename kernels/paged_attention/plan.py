@@ -144,19 +144,20 @@ def plan_decode(
     programs = max(num_kv_heads, sizes.programs_per_sm * _num_sms(device))
     most_items = num_rows + triton.cdiv(programs, num_kv_heads)
     items = torch.empty((5, most_items), dtype=torch.int32, device=device)
-    spans = torch.empty((2, programs // num_kv_heads), dtype=torch.int32, device=device)
+    spans = None
+    if in_shares:
+        spans = torch.empty((2, programs // num_kv_heads), dtype=torch.int32, device=device)
     arrived = torch.empty((num_rows, num_kv_heads), dtype=torch.int32, device=device)
     partial_out = torch.empty((most_items, num_heads, head_dim), dtype=torch.float32, device=device)
     partial_max, partial_sum = torch.empty((2, most_items, num_heads), dtype=torch.float32, device=device)
     _plan_kernel[(1,)](
-        context_lens, context_lens if prefixes is None else prefixes.lens, items, spans, arrived, num_rows, most_items,
+        context_lens, context_lens if prefixes is None else prefixes.lens, items, items if spans is None else spans,
+        arrived, num_rows, most_items,
         KV_HEADS=num_kv_heads, PROGRAMS=programs, TILE=sizes.tile, ROWS=triton.next_power_of_2(num_rows),
         HAS_SHARED=prefixes is not None, IN_SHARES=in_shares, LONGEST_FIRST=sizes.order == "longest first", num_warps=4,
     )  # fmt: skip
     shared = None if prefixes is None else _shared_work(prefixes, num_rows, num_heads, num_kv_heads, head_dim)
-    return DecodeWork(
-        sizes, items, spans if in_shares else None, arrived, partial_out, partial_max, partial_sum, shared
-    )
+    return DecodeWork(sizes, items, spans, arrived, partial_out, partial_max, partial_sum, shared)
 
 
 def _shared_work(

@@ -2,7 +2,7 @@
 
 The same as `kernels.rope_kv_write` and then `kernels.paged_attention`; where few rows decode, in one launch.
 Floor: that of the attention, as what is rotated has just been written and lies in the second-level cache. Measured on
-an H200 (`quire bench kernels`): 256 rows of 1,024 tokens 94 % of it, 64 rows 80 to 85 %; one row 6 to 7 us, where one
+an H200 (`quire bench kernels`): 256 rows of 1,024 tokens 94 % of it, 64 rows 77 to 85 %; one row 6 to 7 us, where one
 op after the other takes 9 to 10.
 """
 
